@@ -1,0 +1,104 @@
+"""What every command shares: settings, the store, progress on standard error, answers as text or JSON."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
+
+import click
+
+if TYPE_CHECKING:
+    from vnfsbuild.config import Settings
+    from vnfsbuild.progress import Monitor
+    from vnfsbuild.store.capsules import Store
+
+P = ParamSpec("P")
+ANSWERED_NO = 3
+
+
+class App:
+    """One run of the program. Everything is made when it is first asked for."""
+
+    def __init__(self, *, store: Path | None, cache: Path | None, work: Path | None, file: Path | None) -> None:
+        self._where = {"store": store, "cache": cache, "work": work, "file": file}
+        self.json = False
+        self.progress = "auto"
+
+    @functools.cached_property
+    def settings(self) -> Settings:
+        from vnfsbuild.config import load
+
+        return load(**self._where)
+
+    @functools.cached_property
+    def store(self) -> Store:
+        from vnfsbuild.store.capsules import Store
+
+        return Store(self.settings.store)
+
+    @functools.cached_property
+    def monitor(self) -> Monitor:
+        from vnfsbuild.cli.progress import choose
+
+        return choose(self.progress)
+
+    def emit(self, data: Any, text: str | Callable[[], str] = "") -> None:
+        """Answer: `data` for a machine with --json, `text` for a person otherwise."""
+        if self.json:
+            click.echo(json.dumps(data, indent=1))
+        else:
+            words = text() if callable(text) else text
+            if words:
+                click.echo(words)
+
+
+def command(name: str, *, example: str) -> Callable[[Callable[Concatenate[App, P], Any]], click.Command]:
+    """Make a click command that gets the App first, shows `example` in its help and knows --json and --progress."""
+
+    def wrap(function: Callable[Concatenate[App, P], Any]) -> click.Command:
+        @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+        @click.option(
+            "--progress",
+            type=click.Choice(["auto", "bars", "plain", "json", "none"]),
+            default="auto",
+            help="How to show progress on standard error.",
+        )
+        @click.pass_obj
+        @functools.wraps(function)
+        def body(app: App, *args: Any, as_json: bool, progress: str, **options: Any) -> Any:
+            app.json, app.progress = as_json, progress
+            return function(app, *args, **options)
+
+        lines = "\n".join(f"  {line}" for line in example.splitlines())
+        return click.command(
+            name, epilog=f"\b\nExample:\n{lines}", context_settings={"help_option_names": ["-h", "--help"]}
+        )(body)
+
+    return wrap
+
+
+def confirm(question: str, *, yes: bool) -> bool:
+    """Ask before something is lost. Without a terminal and without --yes the answer is no."""
+    return yes or (sys.stdin.isatty() and click.confirm(question, err=True))
+
+
+def table(rows: Sequence[Sequence[str]], *, head: Sequence[str]) -> str:
+    """Columns of plain text, the last one ragged."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def amount(number: float) -> str:
+    """Bytes for people: 276.3 MB (powers of ten, as disks and networks count)."""
+    for unit in ("B", "kB", "MB"):
+        if abs(number) < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.2f} GB"

@@ -1,0 +1,118 @@
+"""The entry point: a table of commands that imports none of them, and the end of every error's way.
+
+`vnfs --help` must answer at once, so a command's module is imported only when that command runs.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from vnfsbuild import __version__
+from vnfsbuild.cli.common import App
+from vnfsbuild.errors import NoSpace, VnfsError
+
+# Command to (module, one line of help). The function in the module has the command's name.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "lock": ("build", "resolve a recipe and write its lock"),
+    "build": ("build", "compile recipes into capsules"),
+    "list": ("look", "capsules in the store"),
+    "show": ("look", "what a version is made of"),
+    "history": ("look", "versions of a capsule, with their messages"),
+    "diff": ("look", "what changed from one version to another"),
+    "verify": ("look", "check every byte of capsules"),
+    "mount": ("edit", "open a capsule for editing"),
+    "shell": ("edit", "run a command inside a mounted capsule"),
+    "umount": ("edit", "publish the edits as the next version"),
+    "close": ("edit", "throw the edits away"),
+    "export": ("move", "write a capsule to a portable file"),
+    "import": ("move", "take a capsule in from a file"),
+    "push": ("move", "send a capsule to a registry"),
+    "pull": ("move", "fetch a capsule from a registry"),
+    "serve": ("serve", "hand capsules to booting nodes"),
+    "boot": ("serve", "start a capsule in QEMU, through the real serving path"),
+    "livesync": ("sync", "bring running nodes to a version, without a reboot"),
+    "status": ("sync", "what running nodes run, and what drifted"),
+    "doctor": ("doctor", "what this host lacks, and how to install it"),
+}
+
+EPILOG = "A capsule is NAME, NAME:VERSION, NAME:TAG or NAME@sha256:…; a bare NAME means its newest version."
+
+
+class Table(click.Group):
+    """Commands by name, imported when they are wanted."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"vnfsbuild.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=Table, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--store", type=click.Path(path_type=Path), help="Where capsules lie (VNFS_STORE).")
+@click.option("--cache", type=click.Path(path_type=Path), help="Where downloads are kept (VNFS_CACHE).")
+@click.option("--work", type=click.Path(path_type=Path), help="Scratch space and mounts (VNFS_WORK).")
+@click.option("--config", type=click.Path(path_type=Path), help="Settings file (VNFS_CONFIG).")
+@click.version_option(__version__, prog_name="vnfs")
+@click.pass_context
+def vnfs(ctx: click.Context, store: Path | None, cache: Path | None, work: Path | None, config: Path | None) -> None:
+    """Compile recipes into versioned capsules, and keep a cluster on them."""
+    ctx.obj = App(store=store, cache=cache, work=work, file=config)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run a command and exit: 0 ok, 1 failed, 2 wrong usage, 3 answered no, 130 interrupted."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        code = vnfs.main(args=words, prog_name="vnfs", standalone_mode=False)
+        _leave(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as leave:
+        _leave(leave.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("vnfs: interrupted; everything is as it was", err=True)
+        _leave(130)
+    except click.ClickException as error:
+        error.show()
+        _leave(error.exit_code)
+    except VnfsError as error:
+        _report(error, as_json="--json" in words)
+        _leave(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(1)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        full = NoSpace(f"no space left on the device{f' of {error.filename}' if error.filename else ''}", "free some")
+        _report(full, as_json="--json" in words)
+        _leave(1)
+
+
+def _report(error: VnfsError, *, as_json: bool) -> None:
+    if as_json:
+        record = {"ref": error.ref, "message": error.message, "hint": error.hint}
+        click.echo(json.dumps({"error": record}))
+        return
+    click.echo(f"vnfs: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"  {error.hint}", err=True)
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.exit(code)

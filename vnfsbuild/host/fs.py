@@ -1,0 +1,154 @@
+"""Files on this host: atomic writes, locks that die with their process, directories that vanish with their context."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from vnfsbuild.errors import Busy, HostError, NoSpace
+
+
+def make_directory(path: Path, mode: int = 0o755) -> Path:
+    """Make `path` and its parents. Raises HostError with a hint when that is not allowed."""
+    try:
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+    except PermissionError as error:
+        raise HostError(
+            f"may not create {path}", "run as root, or set VNFS_STORE, VNFS_CACHE and VNFS_WORK elsewhere"
+        ) from error
+    except (NotADirectoryError, FileExistsError) as error:
+        raise HostError(f"{path} cannot be a directory: a file is in the way") from error
+    return path
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames within `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
+    """Write a file that appears complete, durable and under its name, or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as out:
+            yield out
+            out.flush()
+            os.fchmod(out.fileno(), mode)
+            os.fsync(out.fileno())
+        temporary.rename(path)
+        sync_directory(path.parent)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Replace the content of `path` at once: readers see the old bytes or the new ones."""
+    with atomic_file(path, mode=mode) as out:
+        out.write(data)
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool = True, what: str = "") -> Iterator[None]:
+    """Hold an exclusive lock on `path`. The kernel releases it when the process ends, however it ends.
+
+    Without `wait`, raises Busy naming `what` when somebody else holds it.
+    """
+    make_directory(path.parent)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise Busy(f"{what or path} is in use by another vnfs", "wait for it to finish") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def work_directory(parent: Path, prefix: str) -> Iterator[Path]:
+    """A scratch directory, removed when the context ends. One that a killed process left is removed by the next call.
+
+    Liveness is a lock on the directory itself, so that no process id is ever guessed at.
+    """
+    make_directory(parent)
+    _sweep(parent, prefix)
+    path = parent / f"{prefix}-{secrets.token_hex(6)}"
+    path.mkdir(mode=0o700)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield path
+    finally:
+        remove_tree(path)
+        os.close(descriptor)
+
+
+def _sweep(parent: Path, prefix: str) -> None:
+    for path in parent.glob(f"{prefix}-*"):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between its mkdir and its flock a living process's directory looks abandoned; it is empty then.
+            if any(path.iterdir()):
+                remove_tree(path)
+        except OSError:
+            continue
+        finally:
+            os.close(descriptor)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove `path` and what is below it, never following a link or crossing into another file system."""
+    if path.is_symlink() or not path.exists():
+        return
+    device = path.stat().st_dev
+    for entry in os.walk(path):
+        if os.lstat(entry[0]).st_dev != device:
+            raise HostError(f"{path} still has a file system mounted at {entry[0]}", f"umount {entry[0]}")
+    shutil.rmtree(path)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes that we may still write to the file system of `path`."""
+    info = os.statvfs(path)
+    return info.f_bavail * info.f_frsize
+
+
+def available_memory() -> int:
+    """Bytes of memory the kernel thinks it can hand out without swapping (MemAvailable)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+@contextmanager
+def space_errors(path: Path) -> Iterator[None]:
+    """Turn the kernel's "no space" into an error that names the file system and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise NoSpace(
+            f"no space left where {path} lies",
+            "free some, or point VNFS_STORE, VNFS_CACHE or VNFS_WORK elsewhere",
+        ) from error

@@ -1,0 +1,126 @@
+"""Mounts, as context managers and as pairs of calls; each is ended by whoever made it, by its own path.
+
+The mount(2) system call is used directly (through libc), so that a mount takes microseconds and an error is an errno.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from vnfsbuild.errors import Busy, HostError
+from vnfsbuild.host.run import run
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+_CLONE_NEWNS = 0x00020000
+
+
+def _mount(source: str, target: Path, fstype: str, flags: int = 0, data: str = "") -> None:
+    result = _libc.mount(
+        os.fsencode(source),
+        os.fsencode(target),
+        fstype.encode() or None,
+        ctypes.c_ulong(flags),
+        data.encode() or None,
+    )
+    if result != 0:
+        number = ctypes.get_errno()
+        hint = "are you root, outside a container?" if number == errno.EPERM else ""
+        raise HostError(f"cannot mount {fstype or source} at {target}: {os.strerror(number)}", hint)
+
+
+def isolate() -> None:
+    """Give this process a mount namespace of its own: what it mounts from now on nobody else sees, and the kernel
+    takes it away when the process ends, even by kill -9."""
+    if _libc.unshare(_CLONE_NEWNS) != 0:
+        raise HostError(f"cannot make a mount namespace: {os.strerror(ctypes.get_errno())}")
+    _mount("none", Path("/"), "", MS_REC | MS_PRIVATE)
+
+
+def unmount(target: Path) -> None:
+    """Unmount `target`. Raises Busy when something still uses it."""
+    if _libc.umount2(os.fsencode(target), 0) != 0:
+        number = ctypes.get_errno()
+        if number == errno.EBUSY:
+            raise Busy(f"{target} is in use", "close the programs and shells inside it")
+        raise HostError(f"cannot unmount {target}: {os.strerror(number)}")
+
+
+@contextmanager
+def tmpfs(target: Path, *, size: int) -> Iterator[Path]:
+    """A memory file system of at most `size` bytes at `target`, gone with everything in it when the context ends."""
+    _mount("vnfs", target, "tmpfs", MS_NODEV, f"size={size},mode=755,nr_inodes=0")
+    try:
+        yield target
+    finally:
+        unmount(target)
+
+
+def squashfs(image: Path, target: Path) -> None:
+    """Mount a squashfs image read-only at `target`, through a loop device that detaches itself on unmount."""
+    run(["mount", "-t", "squashfs", "-o", "loop,ro,nodev", image, target], what=f"mounting {image}")
+
+
+def overlay(target: Path, *, lower: Sequence[Path], upper: Path | None = None, work: Path | None = None) -> None:
+    """Mount an overlay of `lower` directories (topmost first) at `target`, writable when `upper` and `work` are given.
+
+    `index=on` keeps hard links hard; `redirect_dir` and `metacopy` are off so that the upper directory alone says
+    what changed, in the form that a layer carries.
+    """
+    options = "lowerdir=" + ":".join(_escape(path) for path in lower)
+    if upper and work:
+        options += f",upperdir={_escape(upper)},workdir={_escape(work)},index=on"
+    options += ",redirect_dir=off,metacopy=off"
+    _mount("overlay", target, "overlay", MS_NODEV | (0 if upper else MS_RDONLY), options)
+
+
+def _escape(path: Path) -> str:
+    return str(path).replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
+
+
+def is_mountpoint(path: Path) -> bool:
+    """Whether something is mounted at `path`, bind mounts of the same file system included."""
+    wanted = os.fspath(path.resolve())
+    return any(line == wanted for line in mountpoints())
+
+
+def mountpoints() -> list[str]:
+    """Where this process sees something mounted, in the order of mounting."""
+    raw = Path("/proc/self/mountinfo").read_bytes().decode(errors="surrogateescape")
+    return [_unescape(line.split(" ")[4]) for line in raw.splitlines()]
+
+
+def _unescape(text: str) -> str:
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, character)
+    return text
+
+
+@contextmanager
+def layers(images: Sequence[Path], directory: Path) -> Iterator[Path]:
+    """A read-only view of a chain of squashfs images, base first, below the scratch `directory`."""
+    mounted: list[Path] = []
+    try:
+        for number, image in enumerate(images):
+            point = directory / f"layer-{number}"
+            point.mkdir()
+            squashfs(image, point)
+            mounted.append(point)
+        if len(mounted) == 1:
+            yield mounted[0]
+            return
+        view = directory / "view"
+        view.mkdir()
+        overlay(view, lower=mounted[::-1])
+        mounted.append(view)
+        yield view
+    finally:
+        for point in reversed(mounted):
+            unmount(point)

@@ -1,0 +1,250 @@
+"""The table of contents of a root: one entry per path, and the tree digest that follows from it.
+
+The canonical form is JSON Lines: entries sorted by path as bytes, keys sorted, absent fields left out, no white space,
+ASCII only (bytes of a path that are not UTF-8 travel as lone surrogates, PEP 383). The tree digest is the sha256 of
+that text: the identity of what a node sees, whatever layers carry it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from vnfsbuild.errors import TrustError
+
+_READ = 1 << 20
+# What overlayfs writes beside the files for its own use. Never part of what a node sees.
+OVERLAY_XATTR = "trusted.overlay."
+
+
+class FileType(StrEnum):
+    FILE = "file"
+    DIRECTORY = "dir"
+    SYMLINK = "symlink"
+    CHAR = "char"
+    BLOCK = "block"
+    FIFO = "fifo"
+    SOCKET = "socket"
+
+
+_TYPES: Mapping[int, FileType] = {
+    stat.S_IFREG: FileType.FILE,
+    stat.S_IFDIR: FileType.DIRECTORY,
+    stat.S_IFLNK: FileType.SYMLINK,
+    stat.S_IFCHR: FileType.CHAR,
+    stat.S_IFBLK: FileType.BLOCK,
+    stat.S_IFIFO: FileType.FIFO,
+    stat.S_IFSOCK: FileType.SOCKET,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One path of a root.
+
+    `path` is absolute within the root ("/" is the root itself). `mtime` is in whole seconds since 1970, `size` in
+    bytes (files only), `sha256` hex (files only), `link` the first path of the hard-link group (only where a file has
+    more than one name), `device` (major, minor), `xattrs` sorted by name.
+    """
+
+    path: str
+    type: FileType
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    mtime: int = 0
+    size: int = 0
+    sha256: str = ""
+    target: str = ""
+    device: tuple[int, int] | None = None
+    xattrs: tuple[tuple[str, bytes], ...] = ()
+    link: str = ""
+
+    def to_json(self) -> str:
+        """One line of the canonical form, without the line end."""
+        record: dict[str, Any] = {"path": self.path, "type": self.type.value, "mode": self.mode}
+        record |= {"uid": self.uid, "gid": self.gid, "mtime": self.mtime}
+        if self.type is FileType.FILE:
+            record |= {"size": self.size, "sha256": self.sha256}
+        if self.target:
+            record["target"] = self.target
+        if self.device is not None:
+            record["device"] = list(self.device)
+        if self.xattrs:
+            record["xattrs"] = {name: base64.b64encode(value).decode() for name, value in self.xattrs}
+        if self.link:
+            record["link"] = self.link
+        return json.dumps(record, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Entry:
+        """Read one line of the canonical form. Raises ValueError, KeyError or TypeError when it is not one."""
+        record = json.loads(line)
+        device = record.get("device")
+        return cls(
+            path=record["path"],
+            type=FileType(record["type"]),
+            mode=record["mode"],
+            uid=record["uid"],
+            gid=record["gid"],
+            mtime=record["mtime"],
+            size=record.get("size", 0),
+            sha256=record.get("sha256", ""),
+            target=record.get("target", ""),
+            device=(device[0], device[1]) if device else None,
+            xattrs=tuple(sorted((k, base64.b64decode(v)) for k, v in record.get("xattrs", {}).items())),
+            link=record.get("link", ""),
+        )
+
+
+def sort_key(path: str) -> bytes:
+    """Paths sort as bytes, so that a directory comes before what is in it and no locale matters."""
+    return os.fsencode(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Toc:
+    """All entries of a root, sorted by path."""
+
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Toc:
+        """Sort entries, and name each hard-link group by its first path; a group of one is none."""
+        ordered = sorted(entries, key=lambda entry: sort_key(entry.path))
+        first: dict[str, str] = {}
+        count: dict[str, int] = {}
+        for entry in ordered:
+            if entry.link:
+                first.setdefault(entry.link, entry.path)
+                count[entry.link] = count.get(entry.link, 0) + 1
+        return cls(
+            tuple(
+                replace(entry, link=first[entry.link] if count[entry.link] > 1 else "") if entry.link else entry
+                for entry in ordered
+            )
+        )
+
+    @property
+    def digest(self) -> str:
+        """The tree digest, sha256:<hex>."""
+        return f"sha256:{hashlib.sha256(self.canonical()).hexdigest()}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of file content, each hard-link group counted once."""
+        return sum(entry.size for entry in self.entries if not entry.link or entry.link == entry.path)
+
+    def canonical(self) -> bytes:
+        """The canonical form (see the module)."""
+        return "".join(entry.to_json() + "\n" for entry in self.entries).encode("ascii")
+
+    def dump(self) -> bytes:
+        """The canonical form as it is stored: one zstd frame."""
+        return zstandard.ZstdCompressor(level=3, write_content_size=True).compress(self.canonical())
+
+    @classmethod
+    def load(cls, data: bytes) -> Toc:
+        """Read what `dump` wrote. Raises TrustError when it is not that."""
+        try:
+            with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as reader:
+                text = reader.read()
+            return cls(tuple(Entry.from_json(line) for line in text.splitlines()))
+        except (zstandard.ZstdError, ValueError, KeyError, TypeError) as error:
+            raise TrustError(f"this is not a table of contents: {error}", "vnfs verify") from error
+
+    def by_path(self) -> dict[str, Entry]:
+        return {entry.path: entry for entry in self.entries}
+
+
+def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every path below `root` with its lstat, the root first as "/". Does not cross into other file systems."""
+    top = os.lstat(root)
+    yield "/", top
+    pending = [""]
+    while pending:
+        directory = pending.pop()
+        with os.scandir(f"{root}{directory}") as found:
+            for item in sorted(found, key=lambda entry: os.fsencode(entry.name)):
+                info = item.stat(follow_symlinks=False)
+                path = f"{directory}/{item.name}"
+                yield path, info
+                if stat.S_ISDIR(info.st_mode) and info.st_dev == top.st_dev:
+                    pending.append(path)
+
+
+def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: bool = False) -> Entry:
+    """The entry of one path, content unread (`sha256` empty). `link` carries the inode number where there is more
+    than one name: Toc.of turns it into a path."""
+    full = f"{root}{path}" if path != "/" else str(root)
+    kind = _TYPES[stat.S_IFMT(info.st_mode)]
+    xattrs = tuple(
+        (name, os.getxattr(full, name, follow_symlinks=False))
+        for name in sorted(os.listxattr(full, follow_symlinks=False))
+        if overlay_xattrs or not name.startswith(OVERLAY_XATTR)
+    )
+    is_device = kind in {FileType.CHAR, FileType.BLOCK}
+    linked = info.st_nlink > 1 and kind is not FileType.DIRECTORY
+    return Entry(
+        path=path,
+        type=kind,
+        mode=stat.S_IMODE(info.st_mode),
+        uid=info.st_uid,
+        gid=info.st_gid,
+        mtime=int(info.st_mtime),
+        size=info.st_size if kind is FileType.FILE else 0,
+        target=os.readlink(full) if kind is FileType.SYMLINK else "",
+        device=(os.major(info.st_rdev), os.minor(info.st_rdev)) if is_device else None,
+        xattrs=xattrs,
+        link=str(info.st_ino) if linked else "",
+    )
+
+
+def scan(root: Path, *, threads: int | None = None, advance: Callable[[int], None] | None = None) -> Toc:
+    """Read a whole root: every path, every byte. `advance` hears the number of bytes hashed as it goes."""
+    entries = [read_entry(root, path, info) for path, info in walk(root)]
+
+    def hashed(entry: Entry) -> Entry:
+        if entry.type is not FileType.FILE:
+            return entry
+        with open(f"{root}{entry.path}", "rb", buffering=0) as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if advance:
+            advance(entry.size)
+        return replace(entry, sha256=digest)
+
+    with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
+        return Toc.of(pool.map(hashed, entries, chunksize=64))
+
+
+def losses(wanted: Toc, got: Toc) -> tuple[str, ...]:
+    """What a packed layer lost against the tree it was made from, content aside: one line per difference.
+
+    `got` may come from `read_entry` alone, so digests are compared only where both sides have one.
+    """
+    packed = got.by_path()
+    lines = []
+    for entry in wanted.entries:
+        other = packed.pop(entry.path, None)
+        if other is None:
+            lines.append(f"{entry.path}: missing")
+            continue
+        if not other.sha256:
+            other = replace(other, sha256=entry.sha256)
+        if entry == other:
+            continue
+        names = [name for name in Entry.__slots__ if getattr(entry, name) != getattr(other, name)]
+        lines.append(f"{entry.path}: {', '.join(names)} changed")
+    lines += [f"{path}: was not in the tree" for path in packed]
+    return tuple(lines)
