@@ -24,7 +24,7 @@ class App:
     """One run of the program. Everything is made when it is first asked for."""
 
     def __init__(self, *, store: Path | None, cache: Path | None, work: Path | None, file: Path | None) -> None:
-        self._where = {"store": store, "cache": cache, "work": work, "file": file}
+        self._store, self._cache, self._work, self._file = store, cache, work, file
         self.json = False
         self.progress = "auto"
 
@@ -32,7 +32,7 @@ class App:
     def settings(self) -> Settings:
         from vnfsbuild.config import load
 
-        return load(**self._where)
+        return load(store=self._store, cache=self._cache, work=self._work, file=self._file)
 
     @functools.cached_property
     def store(self) -> Store:
@@ -59,24 +59,20 @@ class App:
 def command(name: str, *, example: str) -> Callable[[Callable[Concatenate[App, P], Any]], click.Command]:
     """Make a click command that gets the App first, shows `example` in its help and knows --json and --progress."""
 
+    modes = click.Choice(["auto", "bars", "plain", "json", "none"])
+    help_names = {"help_option_names": ["-h", "--help"]}
+    epilog = "\b\nExample:\n" + "\n".join(f"  {line}" for line in example.splitlines())
+
     def wrap(function: Callable[Concatenate[App, P], Any]) -> click.Command:
-        @click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
-        @click.option(
-            "--progress",
-            type=click.Choice(["auto", "bars", "plain", "json", "none"]),
-            default="auto",
-            help="How to show progress on standard error.",
-        )
-        @click.pass_obj
-        @functools.wraps(function)
-        def body(app: App, *args: Any, as_json: bool, progress: str, **options: Any) -> Any:
+        def body(*args: Any, as_json: bool, progress: str, **options: Any) -> Any:
+            app = click.get_current_context().obj
             app.json, app.progress = as_json, progress
             return function(app, *args, **options)
 
-        lines = "\n".join(f"  {line}" for line in example.splitlines())
-        return click.command(
-            name, epilog=f"\b\nExample:\n{lines}", context_settings={"help_option_names": ["-h", "--help"]}
-        )(body)
+        functools.update_wrapper(body, function)
+        listening = click.option("--progress", type=modes, default="auto", help="How to show progress on stderr.")(body)
+        answering = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")(listening)
+        return click.command(name, epilog=epilog, context_settings=help_names)(answering)
 
     return wrap
 
