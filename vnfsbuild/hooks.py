@@ -77,7 +77,9 @@ def _options(hook: Hook, program: Path, recipe: Path) -> tuple[tuple[str, str], 
     options: Mapping[str, Mapping[str, str]] = tomllib.loads(described.read_text()).get("options", {})
     for name in given:
         if name not in options:
-            raise RecipeError(f"{recipe}: the hook {hook.run} has no option {name}", f"its options: {', '.join(options)}")
+            raise RecipeError(
+                f"{recipe}: the hook {hook.run} has no option {name}", f"its options: {', '.join(options)}"
+            )
     missing = [name for name, option in options.items() if name not in given and "default" not in option]
     if missing:
         raise RecipeError(f"{recipe}: the hook {hook.run} needs {', '.join(missing)}", f"see {described}")
@@ -102,6 +104,6 @@ def run_phase(found: Iterable[Found], phase: Phase, root: Path, *, recipe: Path,
                 error.returncode,
                 error.tail,
                 what=f"the {phase} hook {item.hook.name}",
-                hint=f"to repeat it: vnfs build {recipe} (with --keep-failed DIR the root stays there to look around in)",
+                hint=f"to repeat it: vnfs build {recipe} --keep-failed DIR (DIR then holds the root to look at)",
             ) from error
         step.advance()

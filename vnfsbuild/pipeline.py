@@ -94,7 +94,9 @@ def lock(wanted: Recipe, tools: Tools, *, update: bool = False, locked: bool = F
     return fresh
 
 
-def build(path: Path, tools: Tools, *, locked: bool = False, tag: str | None = None, keep_failed: Path | None = None) -> Report:
+def build(
+    path: Path, tools: Tools, *, locked: bool = False, tag: str | None = None, keep_failed: Path | None = None
+) -> Report:
     """Compile one recipe into the next version of its capsule.
 
     Everything happens in scratch space of its own; the store changes only by the last step. With `keep_failed` the
@@ -222,7 +224,13 @@ def _largest(tree: toc.Toc) -> list[toc.Entry]:
 
 
 def _publish(
-    wanted: Recipe, held: Lock, profile: policy.Profile, packed: _Packed, sbom_bytes: bytes, tools: Tools, tag: str | None
+    wanted: Recipe,
+    held: Lock,
+    profile: policy.Profile,
+    packed: _Packed,
+    sbom_bytes: bytes,
+    tools: Tools,
+    tag: str | None,
 ) -> Report:
     """Put everything into the store, and name it, unless the newest version is exactly this already."""
     store = tools.store

@@ -60,7 +60,9 @@ def _script(root: Path, binds: Sequence[Bind], *, network: bool, cwd: str) -> st
     for bind in binds:
         source, target = shlex.quote(str(bind.source)), shlex.quote(bind.target.lstrip("/"))
         if bind.target.startswith("/run/"):
-            place, made = (target, "") if bind.source.is_dir() else (shlex.quote(str(Path(bind.target).parent)[1:]), target)
+            place, made = (
+                (target, "") if bind.source.is_dir() else (shlex.quote(str(Path(bind.target).parent)[1:]), target)
+            )
             lines.append(f"mkdir -p {place}" + (f"; touch {made}" if made else ""))
         lines.append(f"mount --bind {source} {target}")
         if bind.read_only:

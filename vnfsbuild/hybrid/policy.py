@@ -1,7 +1,7 @@
 """What turns a plain root into one that many nodes can boot: per-node identity out, first-boot units in.
 
-The defaults are files, not code: `capsules/PROFILE/files` is a tree that is laid over the root, `livesync.skip` lists the
-paths that belong to the node. Owns no package knowledge: what a distribution must forget is its family's `scrub`.
+The defaults are files, not code: `capsules/PROFILE/files` is a tree that is laid over the root, `livesync.skip` lists
+the paths that belong to the node. Owns no package knowledge: what a distribution must forget is its family's `scrub`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def read_list(path: Path) -> tuple[str, ...]:
 def lay_over(root: Path, tree: Path) -> None:
     """Copy `tree` over the root, as root's, modes kept. Runs inside the root: a link in it cannot lead outside."""
     if tree.is_dir():
-        run_in(root, ["sh", "-c", _LAY], binds=[Bind(tree, _INSIDE, read_only=True)], what=f"laying {tree} over the root")
+        run_in(
+            root, ["sh", "-c", _LAY], binds=[Bind(tree, _INSIDE, read_only=True)], what=f"laying {tree} over the root"
+        )
 
 
 def hybridize(root: Path, chosen: Profile) -> None:

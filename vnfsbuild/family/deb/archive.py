@@ -78,6 +78,8 @@ def _gzip(source: IO[bytes]) -> Iterator[bytes]:
     for chunk in _plain(source):
         yield engine.decompress(chunk)
     yield engine.flush()
+    if not engine.eof:
+        raise EOFError("it ends too early")
 
 
 def _xz(source: IO[bytes]) -> Iterator[bytes]:
@@ -94,6 +96,8 @@ def _xz(source: IO[bytes]) -> Iterator[bytes]:
                 data, engine = engine.unused_data, lzma.LZMADecompressor()
             else:
                 data = b""
+    if not engine.eof:
+        raise EOFError("it ends too early")
 
 
 def _zstd(source: IO[bytes]) -> Iterator[bytes]:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vnfsbuild.family.deb.inventory import inventory
+
 from vnfsbuild.errors import VnfsError
 from vnfsbuild.family.deb.archive import control, data_stream, uncompress
-from vnfsbuild.family.deb.inventory import inventory
 from vnfsbuild.host.run import run
 from vnfsbuild.host.sandbox import Bind, run_in
 from vnfsbuild.lockfile import Lock, LockedPackage
