@@ -67,7 +67,7 @@ def _script(root: Path, binds: Sequence[Bind], *, network: bool, cwd: str) -> st
         lines.append(f"mount --bind {source} {target}")
         if bind.read_only:
             lines.append(f"mount -o remount,bind,ro {target}")
-    lines.append(f'exec chroot --skip-chdir . sh -c \'cd "$0" && exec "$@"\' {shlex.quote(cwd)} "$@"')
+    lines.append(f'exec chroot . sh -c \'cd "$0" && exec "$@"\' {shlex.quote(cwd)} "$@"')
     return "\n".join(lines)
 
 
