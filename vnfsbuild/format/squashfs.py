@@ -10,9 +10,9 @@ import os
 import re
 import shutil
 import stat
-from subprocess import PIPE
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from subprocess import PIPE
 from typing import IO
 
 from vnfsbuild.errors import CommandFailed, HostError, TrustError
@@ -175,7 +175,15 @@ def read_files(image: Path, paths: Sequence[str], *, scratch: Path, limit: int =
     with work_directory(scratch, "read") as place:
         wanted = place / "paths"
         wanted.write_bytes(b"".join(os.fsencode(path.lstrip("/")) + b"\n" for path in paths if "\n" not in path))
-        argv: list[str | Path] = ["unsquashfs", "-no-progress", "-quiet", "-no-xattrs", "-no-wildcards", "-processors", "1"]
+        argv: list[str | Path] = [
+            "unsquashfs",
+            "-no-progress",
+            "-quiet",
+            "-no-xattrs",
+            "-no-wildcards",
+            "-processors",
+            "1",
+        ]
         run([*argv, "-dest", place / "root", "-extract-file", wanted, image], what=f"reading {image.name}")
         for path in paths:
             full = f"{place}/root/{path.lstrip('/')}"
