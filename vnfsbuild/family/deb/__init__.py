@@ -1,0 +1,1 @@
+"""The Debian family: dpkg, apt and what they leave in a root."""
