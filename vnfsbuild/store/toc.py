@@ -185,8 +185,8 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: bool = False) -> Entry:
-    """The entry of one path, content unread (`sha256` empty). `link` carries the inode number where there is more
-    than one name: Toc.of turns it into a path."""
+    """The entry of one path, content unread (`sha256` empty). `link` carries device and inode number where there is
+    more than one name: Toc.of turns it into a path."""
     full = f"{root}{path}" if path != "/" else str(root)
     kind = _TYPES[stat.S_IFMT(info.st_mode)]
     xattrs = tuple(
@@ -207,7 +207,7 @@ def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: b
         target=os.readlink(full) if kind is FileType.SYMLINK else "",
         device=(os.major(info.st_rdev), os.minor(info.st_rdev)) if is_device else None,
         xattrs=xattrs,
-        link=str(info.st_ino) if linked else "",
+        link=f"{info.st_dev}:{info.st_ino}" if linked else "",
     )
 
 
