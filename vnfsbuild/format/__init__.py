@@ -1,0 +1,1 @@
+"""File formats: how trees become bytes. Knows nothing about capsules."""

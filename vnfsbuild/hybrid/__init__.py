@@ -1,0 +1,1 @@
+"""What turns a plain root into one that boots: the initrd and the scripts in it that run on a node."""
