@@ -84,7 +84,9 @@ def compose(
     for path in sorted(chosen):
         data = read_inside(root, f"lib/modules/{release}/{path}")
         if data is None:
-            raise NotFound(f"{root} lacks the module {path}, which its modules.dep lists", f"run depmod {release} in it")
+            raise NotFound(
+                f"{root} lacks the module {path}, which its modules.dep lists", f"run depmod {release} in it"
+            )
         plain = expanded(path, data)
         names.append(module_name(path))
         firmware |= dict(firmware_of(root, plain))
@@ -103,9 +105,7 @@ def _selection(tree: ModuleTree, release: str, extra: tuple[str, ...]) -> list[s
     for name in (*_REQUIRED, *extra):
         if not tree.has(name):
             raise NotFound(f"the kernel {release} has no module {name}", tree.nearest(name))
-    drivers = [
-        module_name(path) for path in tree.needs if path.startswith(_DRIVERS) and not path.startswith(_SWITCHES)
-    ]
+    drivers = [module_name(path) for path in tree.needs if path.startswith(_DRIVERS) and not path.startswith(_SWITCHES)]
     return [*_REQUIRED, *_WANTED, *extra, *drivers]
 
 

@@ -15,7 +15,7 @@ load_network_drivers() {
 }
 
 load_aliases() {
-    for alias in $(sort -u /tmp/aliases); do
+    sort -u /tmp/aliases | while IFS= read -r alias; do
         modprobe -q "$alias" 2>/dev/null || :
     done
 }

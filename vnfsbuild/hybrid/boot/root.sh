@@ -11,7 +11,7 @@ read_plan() {
     read -r line <"$1"
     [ "$line" = "vnfs-plan 1" ] || die "the boot plan $plan is of a kind that this initrd does not know"
     while read -r key value size rest; do
-        [ -z "$rest" ] && [ -z "$ended" ] || die "the boot plan $plan is malformed at $key"
+        [ -z "$rest$ended" ] || die "the boot plan $plan is malformed at $key"
         case $key in
         vnfs-plan) ;;
         capsule) is_word "$value" && capsule=$value ;;
@@ -82,9 +82,9 @@ mount_root() {
     mkdir /run/vnfs/rw/upper /run/vnfs/rw/work
     chmod 755 /run/vnfs/rw/upper
     mount -t overlay -o "lowerdir=$lower,upperdir=/run/vnfs/rw/upper,workdir=/run/vnfs/rw/work,\
-redirect_dir=off,metacopy=off" vnfs $new || die "the layers of $capsule:$version cannot be laid over each other"
-    [ -x $new/sbin/init ] || [ -L $new/sbin/init ] || die "$capsule:$version has no /sbin/init"
-    mkdir -p $new/dev $new/proc $new/sys $new/run $new/tmp
+redirect_dir=off,metacopy=off" vnfs "$new" || die "the layers of $capsule:$version cannot be laid over each other"
+    [ -x "$new/sbin/init" ] || [ -L "$new/sbin/init" ] || die "$capsule:$version has no /sbin/init"
+    mkdir -p "$new/dev" "$new/proc" "$new/sys" "$new/run" "$new/tmp"
 }
 
 # Node files: a tar, checked by its digest. Only files and directories, no set-uid bits, owned by root, and written
@@ -100,7 +100,7 @@ apply_files() {
     find /run/vnfs/files -exec chmod ug-s,o-t {} +
     cp /bin/busybox /run/vnfs/busybox
     cp /lib/vnfs/install.sh /run/vnfs/install.sh
-    chroot $new /run/vnfs/busybox sh /run/vnfs/install.sh || die "node files $files cannot be written"
+    chroot "$new" /run/vnfs/busybox sh /run/vnfs/install.sh || die "node files $files cannot be written"
     rm -rf /run/vnfs/files /run/vnfs/files.tar /run/vnfs/busybox /run/vnfs/install.sh
 }
 
