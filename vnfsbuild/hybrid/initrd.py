@@ -80,7 +80,8 @@ def compose(
     tree = ModuleTree.load(root, release)
     chosen = tree.closure(_selection(tree, release, extra_modules))
     members = [*_skeleton(), *_scripts(), cpio.file("bin/busybox", _busybox(tools), 0o755)]
-    names, firmware = [], {}
+    names: list[str] = []
+    firmware: dict[str, bytes] = {}
     for path in sorted(chosen):
         data = read_inside(root, f"lib/modules/{release}/{path}")
         if data is None:

@@ -68,18 +68,18 @@ def read_inside(root: Path, path: str) -> bytes | None:
 
 def expanded(name: str, data: bytes) -> bytes:
     """Content of a file whose name may end in .zst, .xz or .gz. Raises VnfsError when it is damaged or absurd."""
+    source: IO[bytes] | lzma.LZMAFile | gzip.GzipFile | zstandard.ZstdDecompressionReader
     try:
-        reader: IO[bytes]
         if name.endswith(".zst"):
-            reader = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True)
+            source = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True)
         elif name.endswith(".xz"):
-            reader = lzma.open(io.BytesIO(data))
+            source = lzma.LZMAFile(io.BytesIO(data))
         elif name.endswith(".gz"):
-            reader = gzip.open(io.BytesIO(data))
+            source = gzip.GzipFile(fileobj=io.BytesIO(data))
         else:
             return data
-        with reader:
-            plain = reader.read(_MAX_FILE + 1)
+        with source:
+            plain = source.read(_MAX_FILE + 1)
     except (zstandard.ZstdError, lzma.LZMAError, OSError, EOFError) as error:
         raise VnfsError(f"{name} cannot be decompressed: {error}") from error
     if len(plain) > _MAX_FILE:
