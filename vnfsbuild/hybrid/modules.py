@@ -73,7 +73,7 @@ def expanded(name: str, data: bytes) -> bytes:
         if name.endswith(".zst"):
             source = zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True)
         elif name.endswith(".xz"):
-            source = lzma.LZMAFile(io.BytesIO(data))
+            source = lzma.LZMAFile(io.BytesIO(data))  # noqa: SIM115
         elif name.endswith(".gz"):
             source = gzip.GzipFile(fileobj=io.BytesIO(data))
         else:

@@ -88,7 +88,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return web.Response(status=400, text=f"{error}\n")
     except NotFound as error:
         return web.Response(status=404, text=f"{error}\n")
-    except TrustError as error:
+    except VnfsError as error:
         return web.Response(status=500, text=f"{error}\n")
 
 
@@ -183,7 +183,7 @@ class _Server:
         self._config.hear(f"{mac} reports {''.join(c if c.isprintable() else ' ' for c in words)}")
         return web.Response(status=204)
 
-    async def status(self, request: web.Request) -> web.Response:
+    async def status(self, _request: web.Request) -> web.Response:
         capsules = await asyncio.to_thread(self._catalog.capsules)
         document: dict[str, Any] = {
             "capsules": [{"capsule": each.reference, "manifest": each.digest} for each in capsules],
@@ -215,7 +215,7 @@ def _range(header: str, size: int) -> tuple[int, int]:
 def _open(served: Served) -> IO[bytes]:
     assert served.path is not None
     try:
-        stream = open(served.path, "rb")
+        stream = served.path.open("rb")
     except FileNotFoundError:
         raise TrustError(f"{served.digest} is missing from the store") from None
     if stream.seek(0, 2) != served.size:

@@ -12,6 +12,7 @@ import re
 import tarfile
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 
 import jinja2
 
@@ -55,6 +56,21 @@ def check_key(text: str, *, source: str) -> str:
     if not _KEY.match(line) or not line.isprintable():
         raise UsageError(f"{source} is not a public SSH key", "make one with ssh-keygen -t ed25519")
     return line
+
+
+def read_keys(files: tuple[Path, ...]) -> tuple[str, ...]:
+    """Public SSH keys from files, one or more a file. Raises UsageError naming the file that is none."""
+    keys = []
+    for path in files:
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"cannot read the SSH key {path}: {error}") from error
+        found = [check_key(line, source=str(path)) for line in lines if line.strip() and not line.startswith("#")]
+        if not found:
+            raise UsageError(f"{path} holds no SSH key")
+        keys += found
+    return tuple(keys)
 
 
 def memory_needed(capsule: Capsule) -> int:
