@@ -7,6 +7,7 @@ is taken back. Nothing of a capsule is ever run here.
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -100,11 +101,21 @@ def admission(store: Store, offer: Offer, *, resumable: bool) -> Iterator[None]:
 
 def take_back(store: Store, blobs: list[Blob]) -> None:
     """Remove those of `blobs` that no version refers to. Does nothing when the store cannot say which those are."""
+    for blob in blobs:
+        _discard_part(store, blob)
     with suppress(VnfsError), store.lock():
         used = {blob.digest for capsule in store.capsules() for blob in (capsule.manifest_blob, *capsule.blobs)}
         for blob in blobs:
             if blob.digest not in used:
                 store.blobs.remove(blob)
+
+
+def _discard_part(store: Store, blob: Blob) -> None:
+    """Remove the partial download of a blob, unless another process is at it."""
+    path = store.blobs.partial(blob)
+    with suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as held:
+        fcntl.flock(held.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
 
 
 def enter(store: Store, offer: Offer, *, name: str | None = None) -> Capsule:

@@ -18,7 +18,7 @@ from vnfsbuild.model import check_digest
 _HOST = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?\Z")
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*\Z")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
-_HINT = "a place in a registry is HOST[:PORT]/REPOSITORY[:TAG] or …@sha256:…, such as registry.example.org/cluster/compute:7"
+_HINT = "a place in a registry is HOST[:PORT]/REPOSITORY[:TAG] or …@sha256:…: registry.example.org/hpc/compute:7"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,12 @@ class Remote:
             raise UsageError(f"{text!r} does not begin with a registry's host", _HINT)
         rest, at, digest = rest.partition("@")
         repository, colon, tag = rest.partition(":")
-        if not _REPOSITORY.match(repository) or len(repository) > 255 or (colon and not _TAG.match(tag)) or (colon and at):
+        if (
+            not _REPOSITORY.match(repository)
+            or len(repository) > 255
+            or (colon and not _TAG.match(tag))
+            or (colon and at)
+        ):
             raise UsageError(f"{text!r} is not a place in a registry", _HINT)
         return cls(host, repository, tag if colon else None, check_digest(digest) if at else None)
 
@@ -101,5 +106,7 @@ def _from_file(path: Path, host: str) -> Credentials | None:
     except (FileNotFoundError, PermissionError):
         return None
     except (ValueError, AttributeError, TypeError, binascii.Error) as error:
-        raise VnfsError(f"{path} is not a file of registry credentials: {error}", "log in to the registry again") from error
+        raise VnfsError(
+            f"{path} is not a file of registry credentials: {error}", "log in to the registry again"
+        ) from error
     return None

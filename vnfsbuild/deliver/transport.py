@@ -180,7 +180,9 @@ class Http:
             parameters = {key.lower(): quoted or word for key, quoted, word in _PARAMETER.findall(rest)}
             return "Bearer " + self._token(parameters)
         hint = "log in with docker login, or set VNFS_REGISTRY_USER and VNFS_REGISTRY_PASSWORD"
-        raise VnfsError(f"{self.base} {'refuses the credentials' if self._credentials else 'asks for credentials'}", hint)
+        raise VnfsError(
+            f"{self.base} {'refuses the credentials' if self._credentials else 'asks for credentials'}", hint
+        )
 
     def _token(self, parameters: Mapping[str, str]) -> str:
         realm = parameters.get("realm", "")
@@ -268,5 +270,3 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__ or error.__context__ or error
     reason = getattr(error, "reason", None)
     return printable(str(reason if isinstance(reason, BaseException) else error) or type(error).__name__)
-
-
