@@ -8,6 +8,7 @@ that text: the identity of what a node sees, whatever layers carry it.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -221,6 +222,17 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                     pending.append(path)
 
 
+def list_xattrs(path: str) -> list[str]:
+    """Names of the extended attributes of a path, sorted; a link itself is asked, not what it points to."""
+    try:
+        return sorted(os.listxattr(path, follow_symlinks=False))
+    except OSError as error:
+        # A squashfs image in which nothing has attributes answers that it does not know them.
+        if error.errno == errno.ENOTSUP:
+            return []
+        raise
+
+
 def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: bool = False) -> Entry:
     """The entry of one path, content unread (`sha256` empty). `link` carries device and inode number where there is
     more than one name: Toc.of turns it into a path."""
@@ -228,7 +240,7 @@ def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: b
     kind = _TYPES[stat.S_IFMT(info.st_mode)]
     xattrs = tuple(
         (name, os.getxattr(full, name, follow_symlinks=False))
-        for name in sorted(os.listxattr(full, follow_symlinks=False))
+        for name in list_xattrs(full)
         if overlay_xattrs or not name.startswith(OVERLAY_XATTR)
     )
     is_device = kind in {FileType.CHAR, FileType.BLOCK}
