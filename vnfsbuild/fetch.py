@@ -110,7 +110,7 @@ class Downloader:
 
     def delay(self, failures: int) -> float:
         """Seconds to wait after the given number of failures: doubling, and different for every client."""
-        return _FIRST_DELAY * 2 ** min(failures - 1, 6) * self._random.uniform(0.5, 1.5)
+        return _FIRST_DELAY * float(1 << min(failures - 1, 6)) * self._random.uniform(0.5, 1.5)
 
 
 def _ignore(_amount: int) -> None:
@@ -343,12 +343,14 @@ class _Job:
     def _open_file(self, url: str, start: int) -> Iterator[tuple[int, int | None, Iterator[bytes]]]:
         path = Path(unquote(urlsplit(url).path))
         try:
-            source = open(path, "rb")
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFoundOnServer(f"could not get {url}: there is no such file", "look at the URL") from None
         except OSError as error:
-            raise NetworkError(f"could not get {url}: {error.strerror}") from error
-        with source:
+            raise NetworkError(f"could not get {url}: {error.strerror}", "look at the URL") from error
+        with open(descriptor, "rb") as source:
             source.seek(start)
-            yield start, os.fstat(source.fileno()).st_size, iter(lambda: source.read(_CHUNK), b"")
+            yield start, os.fstat(descriptor).st_size, iter(lambda: source.read(_CHUNK), b"")
 
     @contextmanager
     def _respond(self, url: str, start: int) -> Iterator[requests.Response]:
@@ -398,8 +400,11 @@ def _extent(response: requests.Response, start: int, url: str) -> tuple[int, int
             return start, int(total) if total.isdecimal() else None
         raise _Transient("the server answers another range than the one asked for")
     if status == requests.codes.requested_range_not_satisfiable:
+        # The body is a message, not the file: answer a size that cannot be right, so that nobody reads on.
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        return start, int(total) if total.isdecimal() else 0
+        if total.isdecimal() and int(total) > start:
+            raise _Transient("the server cannot go on where it stopped")
+        return start, int(total) if total.isdecimal() else start
     if status != requests.codes.ok:
         kind = NotFoundOnServer if status in {404, 410} else NetworkError
         raise kind(f"could not get {url}: HTTP {status} {response.reason}", "look at the URL and the mirror")
