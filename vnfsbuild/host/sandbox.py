@@ -29,7 +29,8 @@ _RESOLVER = "/run/.vnfs-resolv.conf"
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Show `source` of the host at `target` inside: a directory on a directory, a file on a file. Both exist."""
+    """Show `source` of the host at `target` inside: a directory on a directory, a file on a file. Both exist, but for
+    a target below /run, which is the sandbox's own and made as needed."""
 
     source: Path
     target: str
@@ -58,10 +59,15 @@ def _script(root: Path, binds: Sequence[Bind], *, network: bool, cwd: str) -> st
         lines += [*_resolver_lines()]
     for bind in binds:
         source, target = shlex.quote(str(bind.source)), shlex.quote(bind.target.lstrip("/"))
+        if bind.target.startswith("/run/"):
+            place, made = (
+                (target, "") if bind.source.is_dir() else (shlex.quote(str(Path(bind.target).parent)[1:]), target)
+            )
+            lines.append(f"mkdir -p {place}" + (f"; touch {made}" if made else ""))
         lines.append(f"mount --bind {source} {target}")
         if bind.read_only:
             lines.append(f"mount -o remount,bind,ro {target}")
-    lines.append(f'exec chroot --skip-chdir . sh -c \'cd "$0" && exec "$@"\' {shlex.quote(cwd)} "$@"')
+    lines.append(f'exec chroot . sh -c \'cd "$0" && exec "$@"\' {shlex.quote(cwd)} "$@"')
     return "\n".join(lines)
 
 

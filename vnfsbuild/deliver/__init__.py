@@ -1,0 +1,1 @@
+"""Capsules on their way to people and nodes: editing, comparing, moving, livesync."""
