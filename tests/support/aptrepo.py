@@ -5,8 +5,8 @@
     with HttpServer(directory) as server:
         … server.url …
 
-Everything is made by real tools: dpkg-deb, apt-ftparchive's formats, gpg. `write_distribution` makes all pockets of a row
-of the table of distributions, so that a recipe resolves against it as it is.
+`write_distribution` makes all pockets of a row of the table of distributions, so that a recipe resolves against it
+as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import subprocess
 import tarfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -121,6 +121,21 @@ def _tar(files: Mapping[str, tuple[int, bytes] | str]) -> bytes:
                 member.size = len(what[1])
                 archive.addfile(member, io.BytesIO(what[1]))
     return out.getvalue()
+
+
+_PACK: Mapping[str, Callable[[bytes], bytes]] = {
+    ".xz": lzma.compress,
+    ".gz": lambda text: gzip.compress(text, mtime=0),
+    "": bytes,
+}
+
+
+def packages_text(debs: Iterable[Deb]) -> str:
+    """A Packages file of packages that exist only in it: enough for the solver."""
+    digest = "0" * 64
+    return "\n".join(
+        f"{deb.control().rstrip()}\nFilename: pool/{deb.filename}\nSize: 1\nSHA256: {digest}\n" for deb in debs
+    )
 
 
 def _member(path: str, mode: int, kind: bytes) -> tarfile.TarInfo:
