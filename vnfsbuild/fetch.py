@@ -12,6 +12,7 @@ import os
 import queue
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ _CHUNK = 256 << 10
 _DEFAULT_LIMIT = 64 << 20
 _FIRST_DELAY = 0.5
 _CONNECT_TIMEOUT = 10.0
+_PATIENCE = 2.0
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
 
@@ -148,9 +150,10 @@ class _Crew:
         finally:
             self._stop.set()
             self._job.interrupt()
+            end = time.monotonic() + _PATIENCE
             for thread in threads:
                 if thread.ident is not None:
-                    thread.join(2.0)
+                    thread.join(max(0.0, end - time.monotonic()))
 
     def _work(self) -> None:
         outcome: BaseException | None = None
@@ -280,15 +283,18 @@ class _Job:
                 part.truncate(start)
             part.seek(start)
             position = start
-            for chunk in chunks:
-                position += len(chunk)
-                if position > blob.size:
-                    part.truncate(0)
-                    raise TrustError(
-                        f"{url} sends more than the {blob.size} bytes that were promised", "use another mirror"
-                    )
-                part.write(chunk)
-                progress.reached(position)
+            try:
+                for chunk in chunks:
+                    position += len(chunk)
+                    if position > blob.size:
+                        part.truncate(0)
+                        raise TrustError(
+                            f"{url} sends more than the {blob.size} bytes that were promised", "use another mirror"
+                        )
+                    part.write(chunk)
+                    progress.reached(position)
+            except _Transient as error:
+                raise _Transient(f"broke off after {position} of {blob.size} bytes: {error}") from error.__cause__
         if position < blob.size:
             raise _Transient(f"broke off after {position} of {blob.size} bytes")
 
