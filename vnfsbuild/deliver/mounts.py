@@ -295,5 +295,7 @@ def close(work: Path, name: str) -> State:
 
 
 def edited_paths(work: Path, name: str) -> int:
-    """How many paths the edits hold, directories on the way included."""
-    return sum(1 for path, _ in walk(Place(work, name).upper) if path != "/")
+    """How many paths the edits hold, directories on the way included. Raises Conflict when it is not mounted."""
+    place = Place(work, name)
+    place.need()
+    return sum(1 for path, _ in walk(place.upper) if path != "/")

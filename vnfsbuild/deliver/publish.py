@@ -73,7 +73,7 @@ def _publish(store: Store, place: mounts.Place, base: Capsule, message: str, mon
     warnings = (*edits.warnings, *_warnings(store, base, place.name, changes))
     if known is None:
         with monitor.step("pack the edits"):
-            layer = _pack(store, place, base, changes, edits)
+            layer = _pack(store, place.layers / "new", base, changes, edits)
         known = _enter(store, place, base, new, layer, edits, message)
     hidden = sum(1 for entry in changes if is_whiteout(entry))
     return Outcome(base.reference, known, len(changes) - hidden, hidden, known.layers[-1], edits.dropped, warnings)
@@ -115,7 +115,7 @@ def _warnings(store: Store, base: Capsule, name: str, changes: tuple[Entry, ...]
     return found
 
 
-def _pack(store: Store, place: mounts.Place, base: Capsule, changes: tuple[Entry, ...], edits: Edits) -> Blob:
+def _pack(store: Store, point: Path, base: Capsule, changes: tuple[Entry, ...], edits: Edits) -> Blob:
     by_content = {entry.sha256: edits.sources[entry.path] for entry in edits.upper.entries if entry.sha256}
     by_content |= edits.shared
 
@@ -129,14 +129,20 @@ def _pack(store: Store, place: mounts.Place, base: Capsule, changes: tuple[Entry
         pack_stream(
             changes, content, image, compressor=compressor_of(store.layer_paths(base)[0]), epoch=int(time.time())
         )
-        _check(image, changes, scratch)
+        _check(image, changes, point)
         return store.blobs.adopt(image)
 
 
-def _check(image: Path, changes: tuple[Entry, ...], scratch: Path) -> None:
+def _check(image: Path, changes: tuple[Entry, ...], point: Path) -> None:
     """Refuse a layer that does not hold what it should: read back, it must be the changes and nothing else."""
-    with host.layers([image], scratch) as root:
-        got = Toc.of(read_entry(root, path, info, overlay_xattrs=True) for path, info in walk(root))
+    make_directory(point)
+    if host.is_mountpoint(point):
+        host.unmount(point)
+    host.squashfs(image, point)
+    try:
+        got = Toc.of(read_entry(point, path, info, overlay_xattrs=True) for path, info in walk(point))
+    finally:
+        host.unmount(point)
     lost = losses(Toc.of(changes), got)
     if lost:
         raise TrustError(
@@ -144,20 +150,16 @@ def _check(image: Path, changes: tuple[Entry, ...], scratch: Path) -> None:
         )
 
 
-def _enter(
-    store: Store, place: mounts.Place, base: Capsule, new: Toc, layer: Blob, edits: Edits, message: str
-) -> Capsule:
+def _enter(store: Store, base: Capsule, new: Toc, layer: Blob, *, name: str, message: str, bill: Blob) -> Capsule:
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    config = replace(
-        base.config, name=place.name, created=created, tree=new.digest, message=message, parent=base.digest
-    )
+    config = replace(base.config, name=name, created=created, tree=new.digest, message=message, parent=base.digest)
     return store.publish(
         config,
         layers=(*base.layers, layer),
         kernel=base.kernel,
         initrd=base.initrd,
         toc=store.blobs.put_bytes(new.dump()),
-        sbom=_sbom(store, place, base, edits),
+        sbom=bill,
     )
 
 
