@@ -27,20 +27,16 @@ def shell(work: Path, cache: Path, name: str, argv: Sequence[str], monitor: Moni
         apt = cache / "apt" / name
         shown = deb.binds(at, apt)
         env |= deb.environment(shown)
-        if deb.stale(apt) and shown:
-            _lists(at, apt, argv, shown, env, monitor)
+        if shown and deb.stale(apt):
+            if deb.uses_packages(argv):
+                with monitor.step("fetch package lists"):
+                    run_in(at, ["apt-get", "update", "-q"], env=env, network=True, binds=shown, what="apt-get update")
+                deb.updated(apt)
+            elif not argv:
+                monitor.note(
+                    "package lists are missing or older than a day: apt-get update before you install something"
+                )
     words = list(argv) or [next(path for path in _SHELLS if os.path.lexists(f"{at}{path}") or path == _SHELLS[-1])]
     with deb.no_daemons(at):
         sys.stdout.flush()
         return interactive_in(at, words, env=env, binds=shown)
-
-
-def _lists(
-    at: Path, apt: Path, argv: Sequence[str], shown: Sequence[Bind], env: dict[str, str], monitor: Monitor
-) -> None:
-    if deb.uses_packages(argv):
-        with monitor.step("fetch package lists"):
-            run_in(at, ["apt-get", "update", "-q"], env=env, network=True, binds=shown, what="apt-get update")
-        deb.updated(apt)
-    elif not argv:
-        monitor.note("the package lists are older than a day or missing: apt-get update before you install something")

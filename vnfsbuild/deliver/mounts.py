@@ -26,7 +26,7 @@ from vnfsbuild.host.fs import atomic_write, lock, make_directory, remove_tree
 from vnfsbuild.host.run import require_root
 from vnfsbuild.model import Reference
 from vnfsbuild.store.capsules import Capsule, Store
-from vnfsbuild.store.toc import walk
+from vnfsbuild.store.toc import walk, xattr_names
 
 DEFAULT_PARENT = Path("/mnt")
 
@@ -198,7 +198,7 @@ def _like(source: Path, target: Path) -> None:
     info = source.stat()
     os.chown(target, info.st_uid, info.st_gid)
     target.chmod(stat.S_IMODE(info.st_mode))
-    for name in os.listxattr(source):
+    for name in xattr_names(os.fspath(source)):
         if not name.startswith("trusted.overlay."):
             os.setxattr(target, name, os.getxattr(source, name))
     os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))

@@ -74,7 +74,8 @@ def _publish(store: Store, place: mounts.Place, base: Capsule, message: str, mon
     if known is None:
         with monitor.step("pack the edits"):
             layer = _pack(store, place.layers / "new", base, changes, edits)
-        known = _enter(store, place, base, new, layer, edits, message)
+            bill = _sbom(store, place, base, edits)
+            known = _enter(store, base, new, layer, name=place.name, message=message, bill=bill)
     hidden = sum(1 for entry in changes if is_whiteout(entry))
     return Outcome(base.reference, known, len(changes) - hidden, hidden, known.layers[-1], edits.dropped, warnings)
 
