@@ -149,7 +149,7 @@ def test_a_redirect_to_what_is_no_web_address_is_refused(source: Store, tmp_path
     with stranger() as server:
         send(source, server)
         server.elsewhere = target
-        with pytest.raises(TrustError, match="no safe address"):
+        with pytest.raises(VnfsError, match=r"no (safe )?address"):
             fetch(Store(tmp_path / "target"), server)
 
 

@@ -8,6 +8,7 @@ that text: the identity of what a node sees, whatever layers carry it.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -228,7 +229,7 @@ def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: b
     kind = _TYPES[stat.S_IFMT(info.st_mode)]
     xattrs = tuple(
         (name, os.getxattr(full, name, follow_symlinks=False))
-        for name in sorted(os.listxattr(full, follow_symlinks=False))
+        for name in _xattr_names(full)
         if overlay_xattrs or not name.startswith(OVERLAY_XATTR)
     )
     is_device = kind in {FileType.CHAR, FileType.BLOCK}
@@ -246,6 +247,16 @@ def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: b
         xattrs=xattrs,
         link=str(info.st_ino) if linked else "",
     )
+
+
+def _xattr_names(path: str) -> list[str]:
+    try:
+        return sorted(os.listxattr(path, follow_symlinks=False))
+    except OSError as error:
+        # A squashfs image in which no file has any says so this way.
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return []
 
 
 def scan(root: Path, *, threads: int | None = None, advance: Callable[[int], None] | None = None) -> Toc:
