@@ -1,1 +1,1 @@
-"""Everything that takes capsules from one place to another and checks that they arrived as they left."""
+"""Capsules on their way to people and nodes: editing, comparing, moving, livesync."""

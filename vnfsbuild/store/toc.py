@@ -222,14 +222,25 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                     pending.append(path)
 
 
+def list_xattrs(path: str) -> list[str]:
+    """Names of the extended attributes of a path, sorted; a link itself is asked, not what it points to."""
+    try:
+        return sorted(os.listxattr(path, follow_symlinks=False))
+    except OSError as error:
+        # A squashfs image in which nothing has attributes answers that it does not know them.
+        if error.errno == errno.ENOTSUP:
+            return []
+        raise
+
+
 def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: bool = False) -> Entry:
-    """The entry of one path, content unread (`sha256` empty). `link` carries the inode number where there is more
-    than one name: Toc.of turns it into a path."""
+    """The entry of one path, content unread (`sha256` empty). `link` carries device and inode number where there is
+    more than one name: Toc.of turns it into a path."""
     full = f"{root}{path}" if path != "/" else str(root)
     kind = _TYPES[stat.S_IFMT(info.st_mode)]
     xattrs = tuple(
         (name, os.getxattr(full, name, follow_symlinks=False))
-        for name in _xattr_names(full)
+        for name in list_xattrs(full)
         if overlay_xattrs or not name.startswith(OVERLAY_XATTR)
     )
     is_device = kind in {FileType.CHAR, FileType.BLOCK}
@@ -245,18 +256,8 @@ def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: b
         target=os.readlink(full) if kind is FileType.SYMLINK else "",
         device=(os.major(info.st_rdev), os.minor(info.st_rdev)) if is_device else None,
         xattrs=xattrs,
-        link=str(info.st_ino) if linked else "",
+        link=f"{info.st_dev}:{info.st_ino}" if linked else "",
     )
-
-
-def _xattr_names(path: str) -> list[str]:
-    try:
-        return sorted(os.listxattr(path, follow_symlinks=False))
-    except OSError as error:
-        # A squashfs image in which no file has any says so this way.
-        if error.errno != errno.EOPNOTSUPP:
-            raise
-        return []
 
 
 def scan(root: Path, *, threads: int | None = None, advance: Callable[[int], None] | None = None) -> Toc:

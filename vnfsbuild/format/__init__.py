@@ -1,0 +1,1 @@
+"""Image and archive formats: squashfs layers, cpio initrds, PAX tar."""
