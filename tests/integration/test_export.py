@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.capsules import make_capsule
-from tests.support.registry import registry
+from tests.support.registry import running_registry
 from vnfsbuild.host.run import run
 from vnfsbuild.store.capsules import Store
 from vnfsbuild.store.cas import hash_file
@@ -72,7 +72,7 @@ def test_skopeo_and_tar_read_the_file_as_what_it_is(store: Store, tmp_path: Path
 
 def test_push_and_pull_report_what_moved_and_what_was_there(store: Store, tmp_path: Path) -> None:
     target = Store(tmp_path / "target")
-    with registry(tmp_path / "registry") as server:
+    with running_registry(tmp_path / "registry") as server:
         first = vnfs(store, "push", "demo:1", f"{server.host}/demo")
         second = vnfs(store, "push", "demo", f"{server.host}/demo")
         third = vnfs(store, "push", "demo", f"{server.host}/demo")

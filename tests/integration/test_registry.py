@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.capsules import FILES, make_capsule, random_bytes
-from tests.support.registry import Registry, proxy, registry
+from tests.support.registry import Registry, proxy, running_registry
 from vnfsbuild.deliver.registry import Moved, pull, push
 from vnfsbuild.deliver.remote import Remote
 from vnfsbuild.deliver.verify import verify
@@ -32,7 +32,7 @@ HTPASSWD = "someone:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Registry]:
-    with registry(tmp_path / "registry") as running:
+    with running_registry(tmp_path / "registry") as running:
         yield running
 
 
@@ -266,7 +266,7 @@ def test_an_image_that_is_no_capsule_is_refused(server: Registry, tmp_path: Path
 def test_basic_credentials_come_from_the_environment_or_docker_login(source: Store, tmp_path: Path) -> None:
     (tmp_path / "home/.docker").mkdir(parents=True)
     capsule = source.get("demo:2")
-    with registry(tmp_path / "registry", htpasswd=HTPASSWD) as server:
+    with running_registry(tmp_path / "registry", htpasswd=HTPASSWD) as server:
         remote = Remote.parse(f"{server.host}/demo:x")
         login = ["skopeo", "login", "--tls-verify=false", "--authfile", tmp_path / "home/.docker/config.json"]
         run([*login, "-u", "someone", "-p", "secret", server.host])

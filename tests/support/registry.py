@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.ports import free_port
 from vnfsbuild.host.run import started
 
 _CONFIG = """\
@@ -24,12 +25,6 @@ http: {{addr: "127.0.0.1:{port}"}}
 {auth}"""
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclass(frozen=True)
 class Registry:
     """`port` on 127.0.0.1; its storage and its log below `root`."""
@@ -40,6 +35,9 @@ class Registry:
     @property
     def host(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    def __str__(self) -> str:
+        return self.host
 
     @property
     def log(self) -> str:
@@ -57,7 +55,7 @@ class Registry:
 
 
 @contextmanager
-def registry(root: Path, *, htpasswd: str = "") -> Iterator[Registry]:
+def running_registry(root: Path, *, htpasswd: str = "") -> Iterator[Registry]:
     """Start a registry with an empty storage below `root`; it ends with the context."""
     root.mkdir(parents=True, exist_ok=True)
     port, auth = free_port(), ""
