@@ -12,6 +12,7 @@ import os
 import queue
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ _CHUNK = 256 << 10
 _DEFAULT_LIMIT = 64 << 20
 _FIRST_DELAY = 0.5
 _CONNECT_TIMEOUT = 10.0
+_PATIENCE = 2.0
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
 
@@ -110,7 +112,7 @@ class Downloader:
 
     def delay(self, failures: int) -> float:
         """Seconds to wait after the given number of failures: doubling, and different for every client."""
-        return _FIRST_DELAY * 2 ** min(failures - 1, 6) * self._random.uniform(0.5, 1.5)
+        return _FIRST_DELAY * float(1 << min(failures - 1, 6)) * self._random.uniform(0.5, 1.5)
 
 
 def _ignore(_amount: int) -> None:
@@ -148,9 +150,10 @@ class _Crew:
         finally:
             self._stop.set()
             self._job.interrupt()
+            end = time.monotonic() + _PATIENCE
             for thread in threads:
                 if thread.ident is not None:
-                    thread.join(2.0)
+                    thread.join(max(0.0, end - time.monotonic()))
 
     def _work(self) -> None:
         outcome: BaseException | None = None
@@ -280,15 +283,18 @@ class _Job:
                 part.truncate(start)
             part.seek(start)
             position = start
-            for chunk in chunks:
-                position += len(chunk)
-                if position > blob.size:
-                    part.truncate(0)
-                    raise TrustError(
-                        f"{url} sends more than the {blob.size} bytes that were promised", "use another mirror"
-                    )
-                part.write(chunk)
-                progress.reached(position)
+            try:
+                for chunk in chunks:
+                    position += len(chunk)
+                    if position > blob.size:
+                        part.truncate(0)
+                        raise TrustError(
+                            f"{url} sends more than the {blob.size} bytes that were promised", "use another mirror"
+                        )
+                    part.write(chunk)
+                    progress.reached(position)
+            except _Transient as error:
+                raise _Transient(f"broke off after {position} of {blob.size} bytes: {error}") from error.__cause__
         if position < blob.size:
             raise _Transient(f"broke off after {position} of {blob.size} bytes")
 
@@ -343,12 +349,14 @@ class _Job:
     def _open_file(self, url: str, start: int) -> Iterator[tuple[int, int | None, Iterator[bytes]]]:
         path = Path(unquote(urlsplit(url).path))
         try:
-            source = open(path, "rb")
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFoundOnServer(f"could not get {url}: there is no such file", "look at the URL") from None
         except OSError as error:
-            raise NetworkError(f"could not get {url}: {error.strerror}") from error
-        with source:
+            raise NetworkError(f"could not get {url}: {error.strerror}", "look at the URL") from error
+        with open(descriptor, "rb") as source:
             source.seek(start)
-            yield start, os.fstat(source.fileno()).st_size, iter(lambda: source.read(_CHUNK), b"")
+            yield start, os.fstat(descriptor).st_size, iter(lambda: source.read(_CHUNK), b"")
 
     @contextmanager
     def _respond(self, url: str, start: int) -> Iterator[requests.Response]:
@@ -398,8 +406,11 @@ def _extent(response: requests.Response, start: int, url: str) -> tuple[int, int
             return start, int(total) if total.isdecimal() else None
         raise _Transient("the server answers another range than the one asked for")
     if status == requests.codes.requested_range_not_satisfiable:
+        # The body is a message, not the file: answer a size that cannot be right, so that nobody reads on.
         total = response.headers.get("Content-Range", "").rpartition("/")[2]
-        return start, int(total) if total.isdecimal() else 0
+        if total.isdecimal() and int(total) > start:
+            raise _Transient("the server cannot go on where it stopped")
+        return start, int(total) if total.isdecimal() else start
     if status != requests.codes.ok:
         kind = NotFoundOnServer if status in {404, 410} else NetworkError
         raise kind(f"could not get {url}: HTTP {status} {response.reason}", "look at the URL and the mirror")

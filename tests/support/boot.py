@@ -13,7 +13,10 @@ from vnfsbuild.hybrid import initrd
 from vnfsbuild.store.capsules import Capsule, Config, Kernel, State, Store
 from vnfsbuild.store.toc import scan
 
-PACKAGES = "systemd-sysv,dbus,libpam-systemd,linux-image-amd64,openssh-server,ifupdown,isc-dhcp-client,iproute2,kmod,udev,rsync"
+PACKAGES = (
+    "systemd-sysv,dbus,libpam-systemd,linux-image-amd64,openssh-server,ifupdown,isc-dhcp-client,"
+    "iproute2,kmod,udev,rsync"
+)
 EPOCH = 1_700_000_000
 CMDLINE = "console=tty0 console=ttyS0,115200"
 

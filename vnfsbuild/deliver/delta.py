@@ -137,9 +137,10 @@ def _with_ancestors(paths: Iterable[str]) -> set[str]:
     """The directories above `paths`."""
     found: set[str] = set()
     for path in paths:
-        while path != "/":
-            path = parent_of(path)
-            if path in found:
+        above = path
+        while above != "/":
+            above = parent_of(above)
+            if above in found:
                 break
-            found.add(path)
+            found.add(above)
     return found

@@ -31,8 +31,8 @@ class Pocket:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A row: one release of a distribution. `suite` is its codename, `version` its number; `archives` maps an archive to
-    the last part of its usual path; `kernel` is a glob below the root; `signers` are fingerprints of primary keys."""
+    """A row: one release of a distribution. `suite` is its codename, `version` its number; `archives` maps an archive
+    to the last part of its usual path; `kernel` is a glob below the root; `signers` are primary keys by fingerprint."""
 
     id: str
     family: str
@@ -74,14 +74,13 @@ def release(distro: str, suite: str) -> Release:
     if not name:
         raise UsageError(f"unknown suite {suite} of {distro}", _nearest(suite, suites))
     row = record | suites[name]
-    return Release(
-        id=distro,
-        suite=name,
-        archives=tuple(row.pop("archives").items()),
-        pockets=tuple(Pocket(**pocket) for pocket in row.pop("pockets")),
-        merged_usr=MergedUsr(row.pop("merged_usr")),
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in row.items()},
-    )
+    row |= {
+        "archives": tuple(row["archives"].items()),
+        "pockets": tuple(Pocket(**pocket) for pocket in row["pockets"]),
+        "merged_usr": MergedUsr(row["merged_usr"]),
+    }
+    frozen: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
+    return Release(id=distro, suite=name, **frozen)
 
 
 def releases() -> tuple[Release, ...]:

@@ -170,7 +170,7 @@ def _from_info(row: Release, pocket: Pocket, host: Path) -> str:
         text = (host / _INFO / f"{row.mirror_info}.info").read_text(errors="replace")
     except OSError:
         return ""
-    uris = {}
+    uris: dict[str, str] = {}
     for stanza in stanzas(text):
         suite = stanza.get("suite", "").replace("{series}", row.suite)
         uris.setdefault(suite, stanza.get("baseuri", ""))

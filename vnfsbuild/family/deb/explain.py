@@ -44,7 +44,7 @@ class Explainer:
 
     def conflict(self, item: Candidate, other: Candidate, relation: Relation) -> Fact:
         through = "" if relation.name == other.name else f", which {other.name} provides"
-        text = f"{item.name} {item.version} conflicts with {relation}{through}: not together with {other.name} {other.version}"
+        text = f"{item.name} {item.version} conflicts with {relation}{through}, and {other.name} is {other.version}"
         return Fact(item.name, (other.name,), text, final=True)
 
     def _instead(self, group: Alternatives) -> str:
@@ -79,9 +79,8 @@ def _ordered(facts: Sequence[Fact]) -> list[Fact]:
     ordered: list[Fact] = []
     rest = list(facts)
     while rest:
-        free = [
-            fact for fact in rest if not (set(fact.objects) & {other.subject for other in rest if other is not fact})
-        ]
+        subjects = {fact.subject for fact in rest}
+        free = [fact for fact in rest if not subjects & (set(fact.objects) - {fact.subject})]
         pick = free or rest[:1]
         ordered += pick
         rest = [fact for fact in rest if fact not in pick]
@@ -104,9 +103,5 @@ def unknown(universe: Universe, name: str, providers: Sequence[Candidate]) -> Re
         names = ", ".join(item.name for item in providers)
         return ResolveError(f"{name} is a virtual package, provided by {names}", "include one of these")
     near = universe.near(name)
-    hint = (
-        f"did you mean {' or '.join(near)}?"
-        if near
-        else "look for it in the distribution, or add a [[repo]] that has it"
-    )
+    hint = f"did you mean {' or '.join(near)}?" if near else "add a [[repo]] that has it"
     return ResolveError(f"there is no package {name}", hint)

@@ -60,9 +60,12 @@ class Index:
 
     def _index_provides(self) -> None:
         for match in _PROVIDES.finditer(self._data):
-            start = self._starts[bisect_right(self._starts, match.start()) - 1]
+            start = self._start_of(match.start())
             for name in _PROVIDED.findall(match[1]):
                 self._providers.setdefault(name, []).append(start)
+
+    def _start_of(self, place: int) -> int:
+        return self._starts[bisect_right(self._starts, place) - 1]
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -83,13 +86,12 @@ class Index:
 
     def base_names(self) -> tuple[str, ...]:
         """The names of the packages that a root cannot be without: Essential, or Priority: required."""
-        starts = sorted(
-            {self._starts[bisect_right(self._starts, match.start()) - 1] for match in _BASE.finditer(self._data)}
-        )
+        starts = sorted({self._start_of(match.start()) for match in _BASE.finditer(self._data)})
         return tuple(dict.fromkeys(self._stanza(start)["Package"] for start in starts))
 
     def first_mention(self, name: str) -> int:
-        """The place where `name` first appears as a package or in a relation; apt numbers packages in that order; -1 if it does not."""
+        """The place where `name` first appears as a package or in a relation, the order in which apt numbers packages;
+        -1 if it does not."""
         pattern = re.compile(rb"(?<![A-Za-z0-9+.-])" + re.escape(name.encode()) + rb"(?![A-Za-z0-9+.-])")
         for match in pattern.finditer(self._data):
             line = self._data.rfind(b"\n", 0, match.start()) + 1

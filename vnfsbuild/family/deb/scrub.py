@@ -46,8 +46,8 @@ VOLATILE: tuple[str, ...] = (
     "/root/.lesshst",
     "/root/.viminfo",
     "/root/.cache/**",
-    "/tmp/**",
-    "/var/tmp/**",
+    "/tmp/**",  # noqa: S108
+    "/var/tmp/**",  # noqa: S108
     "/run/**",
     "/dev/**",
 )

@@ -59,7 +59,7 @@ def no_daemons(root: Path) -> Iterator[None]:
     if policy.exists() or policy.is_symlink() or not policy.parent.is_dir():
         yield
         return
-    before = (os.stat(policy.parent), _names(policy.parent))
+    before = (policy.parent.stat(), _names(policy.parent))
     policy.write_bytes(_NO_DAEMONS)
     policy.chmod(0o755)
     try:

@@ -179,9 +179,7 @@ def _search(universe: Universe, roots: dict[str, str]) -> dict[str, Candidate]:
 
     chosen, core = search.run(undecided)
     if chosen is None:
-        raise ResolveError(
-            explainer.words(core), "change the recipe's packages, or add a repository that has what is missing"
-        )
+        raise ResolveError(explainer.words(core), "change the recipe's packages, or add a repository")
     needed = _needed(universe, roots, chosen, reachable)
     return {name: reachable[name] for name in needed}
 
@@ -230,6 +228,4 @@ def _clauses(
         for relation in item.conflicts:
             for other in named.get(relation.name, ()):
                 if other.name != name and other.fulfils(relation):
-                    yield Clause(
-                        positive=(), negative=(name, other.name), reason=explainer.conflict(item, other, relation)
-                    )
+                    yield Clause((), (name, other.name), explainer.conflict(item, other, relation))

@@ -46,12 +46,11 @@ class Candidate:
         """Whether this package, by its name or by what it provides, is what `relation` means."""
         if relation.name == self.name:
             return self._own_arch(relation) and version.satisfies(self.version, relation.operator, relation.version)
+        # A versioned relation is met only by a provision that says a version.
         return any(
             item.name == relation.name
-            and (
-                not relation.operator
-                or (item.version and version.satisfies(item.version, relation.operator, relation.version))
-            )
+            and (item.version or not relation.operator)
+            and version.satisfies(item.version, relation.operator, relation.version)
             for item in self.provides
         )
 
@@ -182,7 +181,7 @@ class Universe:
 
 
 def pinned(words: Iterable[str]) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Split what a recipe includes into names and pins: `name` or `name=version`. Raises ResolveError for other words."""
+    """Split what a recipe includes, `name` or `name=version`, into names and pins. Raises ResolveError for others."""
     names: dict[str, None] = {}
     pins: dict[str, str] = {}
     for word in words:

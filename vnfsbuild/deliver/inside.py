@@ -1,0 +1,42 @@
+"""Programs inside an open capsule: the network and DNS of the host, apt with lists of its own, no daemons."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vnfsbuild.deliver import mounts
+from vnfsbuild.family.deb import shell as deb
+from vnfsbuild.host.run import require_root
+from vnfsbuild.host.sandbox import Bind, interactive_in, run_in
+from vnfsbuild.progress import Monitor
+
+_SHELLS = ("/bin/bash", "/bin/sh")
+
+
+def shell(work: Path, cache: Path, name: str, argv: Sequence[str], monitor: Monitor) -> int:
+    """Run `argv` (or an interactive shell) inside the mounted capsule on the caller's own input and output, and return
+    its exit code. Package lists are fetched first where apt needs them. Raises Conflict when it is not mounted."""
+    require_root("a shell inside a capsule")
+    at = mounts.point_of(work, name)
+    env = {"TERM": os.environ.get("TERM", "dumb"), "VNFS_CAPSULE": name}
+    shown: tuple[Bind, ...] = ()
+    if os.path.lexists(f"{at}/var/lib/dpkg/status"):
+        apt = cache / "apt" / name
+        shown = deb.binds(at, apt)
+        env |= deb.environment(shown)
+        if shown and deb.stale(apt):
+            if deb.uses_packages(argv):
+                with monitor.step("fetch package lists"):
+                    run_in(at, ["apt-get", "update", "-q"], env=env, network=True, binds=shown, what="apt-get update")
+                deb.updated(apt)
+            elif not argv:
+                monitor.note(
+                    "package lists are missing or older than a day: apt-get update before you install something"
+                )
+    words = list(argv) or [next(path for path in _SHELLS if os.path.lexists(f"{at}{path}") or path == _SHELLS[-1])]
+    with deb.no_daemons(at):
+        sys.stdout.flush()
+        return interactive_in(at, words, env=env, binds=shown)
