@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +87,26 @@ def test_push_and_pull_report_what_moved_and_what_was_there(store: Store, tmp_pa
     assert (pulled["reference"], pulled["digest"]) == ("demo:2", store.get("demo:2").digest)
     assert missing["error"]["ref"] == "not-found"
     assert vnfs(target, "pull", "demo", code=2)["error"]["ref"] == "usage"
+
+
+def test_an_import_interrupted_by_ctrl_c_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "demo.vnfs"
+    vnfs(store, "export", "demo:2", path)
+    data = path.read_bytes()
+    target = Store(tmp_path / "target")
+    argv = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()", "--store", str(target.root)]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [*argv, "import", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environ
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(data[:-2048])
+        process.stdin.flush()
+        deadline = time.monotonic() + 30
+        while len(list(target.blobs.all())) < 5:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    left = {item.name for item in target.root.rglob("*") if item.is_file()}
+    assert left <= {"lock"}
