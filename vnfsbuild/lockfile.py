@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from vnfsbuild.errors import RecipeError
-from vnfsbuild.host.fs import atomic_write
 from vnfsbuild.model import Blob, Package, check_digest
 
 FORMAT = 1
@@ -80,17 +79,14 @@ def dump(lock: Lock) -> str:
         f"format = {FORMAT}",
         *(f"{key} = {_quote(getattr(lock, key))}" for key in ("inputs", "distro", "suite", "arch")),
     ]
+    # TOML wants top-level keys before the first table.
+    for key, packages in (("packages", lock.packages), ("tools", lock.tools)):
+        lines += ["", f"{key} = [", *(f"  {_inline(item)}," for item in packages), "]"]
     for repo in lock.repositories:
         lines += ["", "[[repository]]", f"uri = {_quote(repo.uri)}", f"suite = {_quote(repo.suite)}"]
         lines += [f"components = [{', '.join(map(_quote, repo.components))}]"]
         lines += [f"{key} = {_quote(getattr(repo, key))}" for key in ("release", "signed_by", "date")]
-    for section, packages in (("packages", lock.packages), ("tools", lock.tools)):
-        lines += ["", f"{section} = [", *(f"  {_inline(item)}," for item in packages), "]"] if packages else []
-    # Arrays of inline tables must stand before the first table header.
-    head = lines[:6]
-    tables = lines[6:]
-    cut = next((number for number, line in enumerate(tables) if line.startswith("packages = [")), len(tables))
-    return "\n".join([*head, "", *tables[cut:], *tables[:cut]]).rstrip() + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _inline(item: LockedPackage) -> str:
@@ -150,8 +146,3 @@ def read(path: Path) -> Lock | None:
         return parse(path.read_text(), source=str(path))
     except FileNotFoundError:
         return None
-
-
-def write(path: Path, lock: Lock) -> None:
-    """Replace the lock at `path` at once."""
-    atomic_write(path, dump(lock).encode())

@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("look", "what a version is made of"),
     "history": ("look", "versions of a capsule, with their messages"),
     "diff": ("look", "what changed from one version to another"),
-    "verify": ("look", "check every byte of capsules"),
+    "verify": ("verify", "check every byte of capsules"),
     "mount": ("edit", "open a capsule for editing"),
     "shell": ("edit", "run a command inside a mounted capsule"),
     "umount": ("edit", "publish the edits as the next version"),

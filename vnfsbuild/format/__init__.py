@@ -1,1 +1,1 @@
-"""File formats: each module reads and writes one, and knows nothing of capsules."""
+"""Image and archive formats: squashfs layers, cpio initrds, PAX tar."""

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vnfsbuild.errors import NotFound
-from vnfsbuild.host.run import Result, interactive, run
+from vnfsbuild.errors import CommandFailed, NotFound
+from vnfsbuild.host.run import Result, interactive, run, tail
 
 _ENVIRONMENT = {
     "HOME": "/root",
@@ -29,7 +29,8 @@ _RESOLVER = "/run/.vnfs-resolv.conf"
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Show `source` of the host at `target` inside: a directory on a directory, a file on a file. Both exist."""
+    """Show `source` of the host at `target` inside: a directory on a directory, a file on a file. Both exist, but for
+    a target below /run, which is the sandbox's own and made as needed."""
 
     source: Path
     target: str
@@ -58,10 +59,15 @@ def _script(root: Path, binds: Sequence[Bind], *, network: bool, cwd: str) -> st
         lines += [*_resolver_lines()]
     for bind in binds:
         source, target = shlex.quote(str(bind.source)), shlex.quote(bind.target.lstrip("/"))
+        if bind.target.startswith("/run/"):
+            place, made = (
+                (target, "") if bind.source.is_dir() else (shlex.quote(str(Path(bind.target).parent)[1:]), target)
+            )
+            lines.append(f"mkdir -p {place}" + (f"; touch {made}" if made else ""))
         lines.append(f"mount --bind {source} {target}")
         if bind.read_only:
             lines.append(f"mount -o remount,bind,ro {target}")
-    lines.append(f'exec chroot --skip-chdir . sh -c \'cd "$0" && exec "$@"\' {shlex.quote(cwd)} "$@"')
+    lines.append(f'exec chroot . sh -c \'cd "$0" && exec "$@"\' {shlex.quote(cwd)} "$@"')
     return "\n".join(lines)
 
 
@@ -109,15 +115,20 @@ def run_in(
 
     `on_line` hears each line as it is printed. Raises CommandFailed with the last lines, unless `check` is off.
     """
-    return run(
+    result = run(
         _command(root, argv, binds, network=network, cwd=cwd),
         env=_ENVIRONMENT | dict(env or {}),
         stdin=stdin,
         join=True,
-        check=check,
+        check=False,
         on_line=on_line,
         what=what or argv[0],
     )
+    if check and result.returncode != 0:
+        # The set-up around it would only bury the command that failed.
+        hint = f"inside {root} it ran: {shlex.join(argv)}"
+        raise CommandFailed(argv, result.returncode, tail(result), what=what or argv[0], hint=hint)
+    return result
 
 
 def interactive_in(

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vnfsbuild.errors import Conflict, NotFound, TrustError
+from vnfsbuild.errors import Conflict, NotFound, TrustError, UsageError
 from vnfsbuild.host.fs import atomic_write, lock, make_directory
 from vnfsbuild.model import Blob, Reference, check_digest, check_name
 from vnfsbuild.store.cas import LocalBlobs, digest_of
@@ -32,6 +32,7 @@ SBOM = "application/vnd.cyclonedx+json"
 _REF = "org.opencontainers.image.ref.name"
 _SERIAL = "org.vnfs.serial."
 _MAX_MANIFEST = 4 << 20
+_MAX_VERSION = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,14 @@ class Config:
             config = cls(kernel=kernel, state=known, **record)
             check_name(config.name)
             check_digest(config.tree)
-            if not isinstance(config.version, int) or config.version < 1:
+            if type(config.version) is not int or not 0 < config.version <= _MAX_VERSION:
                 raise ValueError("the version is not a positive number")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            words = [getattr(config, name) for name in cls.__slots__ if name not in {"version", "kernel", "state"}]
+            if not all(isinstance(word, str) for word in (*words, kernel.release, kernel.cmdline, known.mode)):
+                raise ValueError("a word is not text")
+            if not all(isinstance(path, str) for path in known.livesync_skip):
+                raise ValueError("a path to skip is not text")
+        except (UsageError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TrustError(f"this is not a capsule's configuration: {error}") from error
         return config
 
@@ -170,7 +176,7 @@ def manifest_parts(manifest: bytes) -> tuple[Blob, dict[str, tuple[Blob, ...]]]:
         if not parts.get(LAYER) or any(len(parts.get(kind, ())) != 1 for kind in (KERNEL, INITRD, TOC, SBOM)):
             raise ValueError("a part is missing or there twice")
         return _blob(document["config"]), parts
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (UsageError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TrustError(f"this is not the manifest of a capsule: {error}") from error
 
 
@@ -284,14 +290,17 @@ class Store:
         that number is taken by another content, TrustError when the manifest is not a capsule's.
         """
         capsule = self.load(self.blobs.put_bytes(manifest))
-        for blob in capsule.blobs:
-            if not self.blobs.has(blob):
-                raise NotFound(
-                    f"{capsule.reference} misses the blob {blob.digest}", "fetch it before entering the version"
-                )
-        if self.toc(capsule).digest != capsule.config.tree:
+        toc = self.toc(capsule)
+        if toc.digest != capsule.config.tree:
             raise TrustError(f"the table of contents of {capsule.reference} is not the tree it promises")
+        toc.check()
         with self.lock():
+            # Under the lock, because whoever takes blobs away holds it too.
+            for blob in capsule.blobs:
+                if not self.blobs.has(blob):
+                    raise NotFound(
+                        f"{capsule.reference} misses the blob {blob.digest}", "fetch it before entering the version"
+                    )
             index = self._index()
             for reference, blob in self._refs(index):
                 if reference == capsule.reference and blob.digest != capsule.digest:

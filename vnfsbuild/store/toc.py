@@ -12,6 +12,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,8 @@ import zstandard
 from vnfsbuild.errors import TrustError
 
 _READ = 1 << 20
+_MAX_TEXT = 256 << 20
+_HEX = re.compile(r"[0-9a-f]{64}\Z")
 # What overlayfs writes beside the files for its own use. Never part of what a node sees.
 OVERLAY_XATTR = "trusted.overlay."
 
@@ -160,13 +163,47 @@ class Toc:
         """Read what `dump` wrote. Raises TrustError when it is not that."""
         try:
             with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as reader:
-                text = reader.read()
+                text = reader.read(_MAX_TEXT + 1)
+            if len(text) > _MAX_TEXT:
+                raise ValueError("it is too large")
             return cls(tuple(Entry.from_json(line) for line in text.splitlines()))
-        except (zstandard.ZstdError, ValueError, KeyError, TypeError) as error:
+        except (zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise TrustError(f"this is not a table of contents: {error}", "vnfs verify") from error
+
+    def check(self) -> None:
+        """Raise TrustError unless this could have been scanned from a root: for tables that came from elsewhere."""
+        before = b""
+        for entry in self.entries:
+            try:
+                key = _checked(entry)
+            except (ValueError, TypeError) as error:
+                raise TrustError(f"the table of contents has an impossible entry {entry.path!r}: {error}") from error
+            if key <= before:
+                raise TrustError(f"the table of contents is not in order at {entry.path!r}")
+            before = key
 
     def by_path(self) -> dict[str, Entry]:
         return {entry.path: entry for entry in self.entries}
+
+
+def _checked(entry: Entry) -> bytes:
+    """The sort key of an entry whose every field has a possible value. Raises ValueError or TypeError."""
+    for path in (entry.path, entry.link or "/"):
+        parts = path.split("/")
+        if parts[0] or "\0" in path or (path != "/" and not {"", ".", ".."}.isdisjoint(parts[1:])):
+            raise ValueError("it is not a plain absolute path")
+    numbers = (entry.mode, entry.uid, entry.gid, entry.mtime, entry.size, *(entry.device or ()))
+    if not all(type(number) is int for number in numbers) or not 0 <= entry.mode <= 0o7777:
+        raise ValueError("a number is out of range")
+    if min(entry.uid, entry.gid, entry.size, *(entry.device or ())) < 0:
+        raise ValueError("a number is negative")
+    if (entry.type is FileType.FILE) != bool(_HEX.match(entry.sha256)):
+        raise ValueError("a file has a sha256, and nothing else has")
+    if (entry.type is FileType.SYMLINK) != bool(entry.target) or "\0" in entry.target:
+        raise ValueError("a symlink has a target, and nothing else has")
+    os.fsencode(entry.target)
+    os.fsencode(entry.link)
+    return sort_key(entry.path)
 
 
 def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:

@@ -1,0 +1,128 @@
+"""`vnfs lock` and `vnfs build`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vnfsbuild.cli.common import App, amount, command
+
+if TYPE_CHECKING:
+    from vnfsbuild.lockfile import Lock
+    from vnfsbuild.pipeline import Report, Tools
+
+RECIPE = click.Path(path_type=Path)
+
+
+def _tools(app: App, mirror: str | None) -> Tools:
+    from vnfsbuild.config import data_directory
+    from vnfsbuild.pipeline import Tools
+
+    settings = app.settings
+    return Tools(app.store, settings.cache, settings.work, settings.mirrors, data_directory, app.monitor, mirror or "")
+
+
+def _find(recipe: Path) -> Path:
+    """A recipe by its path, or by its name among those that come with vnfs."""
+    from vnfsbuild.config import data_directory
+
+    if recipe.exists() or recipe.parent != Path():
+        return recipe
+    packaged = data_directory("recipes") / recipe.with_suffix(".toml")
+    return packaged if packaged.is_file() else recipe
+
+
+@command("lock", example="vnfs lock recipes/debian-12-compute.toml\nvnfs lock compute.toml --update")
+@click.argument("recipe", type=RECIPE)
+@click.option("--update", is_flag=True, help="Resolve anew even if the lock still fits.")
+@click.option("--check", is_flag=True, help="Change nothing; exit 3 when the lock is missing or stale.")
+@click.option("--mirror", metavar="URI", help="Mirror of the distribution, before every other setting.")
+def lock_command(app: App, recipe: Path, update: bool, check: bool, mirror: str | None) -> None:
+    """Resolve RECIPE from the signed indexes of its repositories and write NAME.lock beside it."""
+    from vnfsbuild import lockfile, pipeline
+
+    tools = _tools(app, mirror)
+    wanted = pipeline.load(_find(recipe), tools)
+    before = lockfile.read(lockfile.path_for(wanted.path))
+    held = pipeline.lock(wanted, tools, update=update, locked=check)
+    path = lockfile.path_for(wanted.path)
+    changes = _changes(before, held)
+    data = {
+        "lock": str(path),
+        "digest": held.digest,
+        "packages": len(held.packages),
+        "bytes": sum(package.size for package in held.packages),
+        "changes": changes,
+    }
+    size = amount(data["bytes"])  # type: ignore[arg-type]
+    app.emit(data, lambda: "\n".join([f"{path}: {len(held.packages)} packages, {size} to fetch", *changes]))
+
+
+def _changes(before: Lock | None, after: Lock) -> list[str]:
+    """What the lock says now that it did not say before, one package a line."""
+    if before is None:
+        return []
+    old = {package.name: package.version for package in before.packages}
+    new = {package.name: package.version for package in after.packages}
+    lines = []
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name):
+            lines.append(f"  {name} {old.get(name, '(new)')} -> {new.get(name, '(gone)')}")
+    return lines
+
+
+@command("build", example="vnfs build recipes/debian-12-compute.toml\nvnfs build compute.toml --locked --tag stable")
+@click.argument("recipes", metavar="RECIPE...", type=RECIPE, nargs=-1, required=True)
+@click.option("--locked", is_flag=True, help="Fail (exit 3) instead of resolving when the lock is missing or stale.")
+@click.option("--tag", help="Also name the new version NAME:TAG.")
+@click.option("--mirror", metavar="URI", help="Mirror of the distribution, before every other setting.")
+@click.option("--keep-failed", metavar="DIR", type=RECIPE, help="Keep the root of a failed build in DIR.")
+def build_command(
+    app: App, recipes: tuple[Path, ...], locked: bool, tag: str | None, mirror: str | None, keep_failed: Path | None
+) -> None:
+    """Compile each RECIPE into the next version of its capsule. Needs root."""
+    from vnfsbuild import pipeline
+    from vnfsbuild.host import mount, run
+    from vnfsbuild.model import check_tag
+
+    if tag:
+        check_tag(tag)
+    run.require_root("vnfs build", "without root these work: lock, list, show, diff, export, import, push, pull")
+    # From here on our mounts are ours alone: the kernel takes them away with this process, however it ends.
+    mount.isolate()
+    tools = _tools(app, mirror)
+    for recipe in recipes:
+        report = pipeline.build(_find(recipe), tools, locked=locked, tag=tag, keep_failed=keep_failed)
+        app.emit(_record(report), lambda report=report: _text(report))  # type: ignore[misc]
+
+
+def _record(report: Report) -> dict[str, Any]:
+    capsule = report.capsule
+    return {
+        "capsule": capsule.reference,
+        "digest": capsule.digest,
+        "tree": capsule.config.tree,
+        "kernel": capsule.config.kernel.release,
+        "bytes": capsule.size,
+        "layers": [{"digest": layer.digest, "bytes": layer.size} for layer in capsule.layers],
+        "initrd_bytes": capsule.initrd.size,
+        "ram_bytes": report.ram,
+        "published": report.fresh,
+        "losses": list(report.losses),
+    }
+
+
+def _text(report: Report) -> str:
+    capsule = report.capsule
+    lines = [
+        capsule.reference if report.fresh else f"{capsule.reference} (nothing changed: no new version)",
+        f"  digest  {capsule.digest}",
+        f"  tree    {capsule.config.tree}",
+        f"  size    {amount(capsule.size)} (initrd {amount(capsule.initrd.size)})",
+        f"  ram     a stateless node needs about {amount(report.ram)}",
+        f"  kernel  {capsule.config.kernel.release}",
+    ]
+    lines += [f"  lost    {loss}" for loss in report.losses]
+    return "\n".join(lines)

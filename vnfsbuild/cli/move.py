@@ -1,0 +1,111 @@
+"""`vnfs export`, `import`, `push`, `pull`: capsules on their way to other stores."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vnfsbuild.cli.common import App, amount, command
+
+if TYPE_CHECKING:
+    from vnfsbuild.deliver.registry import Moved
+    from vnfsbuild.store.capsules import Capsule
+
+_FORMATS = click.Choice(["vnfs"])
+_PLAIN = click.option("--plain-http", is_flag=True, help="Speak http: only inside a network you trust.")
+_NAME = click.option("--name", metavar="NAME", help="Enter it as the next version of another name.")
+
+
+@command("export", example="vnfs export compute\nvnfs export compute:2 /srv/compute.vnfs --force")
+@click.argument("capsule")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=_FORMATS, default="vnfs", show_default=True, help="The form of the file.")
+@click.option("--force", is_flag=True, help="Replace FILE when it exists.")
+def export_command(app: App, capsule: str, file: Path | None, kind: str, force: bool) -> None:
+    """Write a capsule to a portable file (FILE: NAME-VERSION.vnfs here). The same version makes the same bytes."""
+    from vnfsbuild.deliver.export import default_name, write_vnfs
+
+    found = app.store.get(capsule)
+    target = file or Path(default_name(found))
+    target = (target / default_name(found) if target.is_dir() else target).absolute()
+    size = write_vnfs(app.store, found, target, force=force, monitor=app.monitor)
+    record = _record(found) | {"file": str(target), "format": kind, "bytes": size}
+    app.emit(record, f"{found.reference} -> {target} ({amount(size)})")
+
+
+@command("import", example="vnfs import compute-2.vnfs\nssh head cat compute-2.vnfs | vnfs import -")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
+@_NAME
+def import_command(app: App, file: Path, name: str | None) -> None:
+    """Take a capsule in from a file (- reads standard input), under the name and number it bears. Nothing in it runs."""
+    from vnfsbuild.deliver.importer import read_vnfs
+    from vnfsbuild.errors import VnfsError
+
+    if str(file) == "-":
+        capsule = read_vnfs(app.store, sys.stdin.buffer, name=name, monitor=app.monitor)
+    else:
+        try:
+            with open(file, "rb") as source:
+                capsule = read_vnfs(app.store, source, name=name, monitor=app.monitor)
+        except PermissionError as error:
+            raise VnfsError(f"may not read {error.filename or file}") from error
+    app.emit(_record(capsule), f"{capsule.reference} {capsule.digest}")
+
+
+@command(
+    "push",
+    example="vnfs push compute registry.example.org/hpc/compute\nvnfs push compute:2 localhost:5000/compute:test",
+)
+@click.argument("capsule")
+@click.argument("place", metavar="REGISTRY/REPO[:TAG]")
+@_PLAIN
+def push_command(app: App, capsule: str, place: str, plain_http: bool) -> None:
+    """Send a capsule to a registry: only the parts that it misses.
+
+    Without TAG, the tag is the version's number; the newest version is tagged latest, too. Credentials are those of
+    docker login, or VNFS_REGISTRY_USER and VNFS_REGISTRY_PASSWORD.
+    """
+    from vnfsbuild.deliver.registry import push
+    from vnfsbuild.deliver.remote import Remote
+
+    remote = Remote.parse(place)
+    found = app.store.get(capsule)
+    moved = push(app.store, found, remote, plain_http=plain_http, environ=os.environ, monitor=app.monitor)
+    _say(app, moved, f"{found.reference} -> {moved.reference}")
+
+
+@command(
+    "pull", example="vnfs pull registry.example.org/hpc/compute:2\nvnfs pull localhost:5000/compute@sha256:<digest>"
+)
+@click.argument("place", metavar="REGISTRY/REPO[:TAG|@DIGEST]")
+@_NAME
+@_PLAIN
+def pull_command(app: App, place: str, name: str | None, plain_http: bool) -> None:
+    """Fetch a capsule from a registry: only the parts that are not here. Run it again to go on after an interruption."""
+    from vnfsbuild.deliver.registry import pull
+    from vnfsbuild.deliver.remote import Remote
+
+    remote = Remote.parse(place)
+    moved = pull(app.store, remote, name=name, plain_http=plain_http, environ=os.environ, monitor=app.monitor)
+    _say(app, moved, moved.reference)
+
+
+def _record(capsule: Capsule) -> dict[str, Any]:
+    return {"reference": capsule.reference, "digest": capsule.digest}
+
+
+def _say(app: App, moved: Moved, text: str) -> None:
+    digest = moved.capsule.digest
+    record = {
+        "reference": moved.reference,
+        "digest": digest,
+        "moved_bytes": moved.bytes,
+        "moved_blobs": moved.blobs,
+        "skipped_blobs": moved.skipped,
+    }
+    counts = f"{amount(moved.bytes)} in {moved.blobs} blobs moved, {moved.skipped} blobs were there"
+    app.emit(record, f"{text} {digest}\n{counts}")

@@ -1,0 +1,282 @@
+"""Packages into a root, by the distribution's own tools.
+
+First what dpkg needs to run is extracted; then the root's own dpkg, inside the root, unpacks and configures everything,
+so that scripts, triggers, diversions, alternatives and the package database are dpkg's work from the first package on.
+What we arrange around it (no daemons, no initramfs) is laid over the root from outside, in dpkg's own mount namespace,
+and leaves no trace.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vnfsbuild.errors import CommandFailed, VnfsError
+from vnfsbuild.family import Download
+from vnfsbuild.family.deb.archive import control, data_stream, uncompress
+from vnfsbuild.family.deb.inventory import inventory
+from vnfsbuild.host.run import run
+from vnfsbuild.host.sandbox import Bind, run_in
+from vnfsbuild.lockfile import Lock, LockedPackage
+from vnfsbuild.model import Blob
+from vnfsbuild.progress import Monitor, Step
+
+_INSIDE = "/run/vnfs/packages"
+_DPKG = ("dpkg", "--force-unsafe-io", "--force-confdef", "--force-confold", "--no-debsig")
+# base-passwd brings /etc/passwd, base-files the directories: others' scripts count on both.
+_FIRST = ("base-passwd", "base-files")
+
+# Programs that package scripts call and that must do nothing while a root is being built: daemons are started on
+# nodes, and the initrd is composed once, by us, at the end.
+_STAND_INS = ("usr/sbin/start-stop-daemon", "usr/sbin/update-initramfs", "usr/sbin/update-grub", "usr/bin/dracut")
+_STAND_IN = "#!/bin/sh\n# Laid over the real program while packages are configured.\nexit 0\n"
+_POLICY = "#!/bin/sh\nexit 101\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Packages:
+    """The packages of a lock in a directory, each as NAME.deb with its data uncompressed."""
+
+    directory: Path
+    lock: Lock
+
+    def path(self, package: LockedPackage) -> Path:
+        return self.directory / f"{package.name}.deb"
+
+
+def collect(
+    lock: Lock,
+    directory: Path,
+    *,
+    download: Download,
+    advance: Callable[[int], None],
+) -> None:
+    """Fetch every package of the lock into `directory` and uncompress each while others still download.
+
+    `download` is the downloader's `many`: it calls back, in its worker threads, for each verified file.
+    """
+    packages = Packages(directory, lock)
+    names: dict[str, list[LockedPackage]] = {}
+    for package in lock.packages:
+        names.setdefault(package.sha256, []).append(package)
+
+    def ready(blob: Blob, path: Path) -> None:
+        for package in names[blob.digest]:
+            uncompress(path, packages.path(package))
+
+    download([(package.url, package.blob) for package in lock.packages], done=ready, advance=advance)
+
+
+def bootstrap(root: Path, packages: Packages, *, usr_links: Sequence[str]) -> None:
+    """Extract what dpkg and its scripts need to run: afterwards programs run inside `root`, and no package is
+    installed yet. `usr_links` are the top directories to make as links into /usr, where the suite's own base-files
+    does not ship them."""
+    for name in usr_links:
+        (root / "usr" / name).mkdir(parents=True, exist_ok=True)
+        (root / name).symlink_to(f"usr/{name}")
+    for package in packages.lock.packages:
+        if package.essential:
+            with data_stream(packages.path(package)) as stream:
+                run(
+                    ["tar", "-C", root, "--keep-directory-symlink", "--numeric-owner", "-xpf", "-"],
+                    stdin=stream,
+                    what=f"extracting {package.name}",
+                )
+    admin = root / "var/lib/dpkg"
+    for directory in (admin / "info", admin / "updates", admin / "triggers"):
+        directory.mkdir(parents=True, exist_ok=True)
+    for file in (admin / "status", admin / "available"):
+        file.touch()
+
+
+def install(root: Path, packages: Packages, *, requested: Iterable[str], stand_ins: Path, monitor: Monitor) -> None:
+    """Unpack and configure every package of the lock. `root` went through `bootstrap`; `stand_ins` is an empty
+    directory for the programs that are laid over the root's.
+
+    Raises CommandFailed with dpkg's last words, or VnfsError when what is installed in the end is not the lock.
+    """
+    lock = packages.lock
+    policy = root / "usr/sbin/policy-rc.d"
+    policy.write_text(_POLICY)
+    policy.chmod(0o755)
+    try:
+        with monitor.step("unpack", total=len(lock.packages), unit="packages") as step:
+            _essential(root, packages, step)
+            _rest(root, packages, stand_ins, step)
+        with monitor.step("configure", total=len(lock.packages), unit="packages") as step:
+            _dpkg(root, packages, ["--configure", "--pending"], stand_ins, step, counted="Setting up ")
+        _mark_automatic(root, {item.name for item in lock.packages} - set(requested))
+    finally:
+        policy.unlink()
+    _check(root, lock)
+
+
+def _essential(root: Path, packages: Packages, step: Step) -> None:
+    """Give what was extracted to dpkg. Its members depend on each other in circles, hence --force-depends here, and
+    only here."""
+    names = [package.name for package in packages.lock.packages if package.essential]
+    first = [name for name in _FIRST if name in names]
+    rest = [name for name in names if name not in first]
+    for some in ([name] for name in first):
+        _dpkg(root, packages, ["--force-depends", "--install", *_files(some)], None, step)
+    if rest:
+        _dpkg(root, packages, ["--force-depends", "--unpack", *_files(rest)], None, step)
+    _dpkg(root, packages, ["--configure", "--pending"], None, step, counted="")
+
+
+def _rest(root: Path, packages: Packages, stand_ins: Path, step: Step) -> None:
+    """Unpack the others, each only when what it pre-depends on is configured, as policy demands."""
+    relations = _Relations.read(packages)
+    configured = {package.name for package in packages.lock.packages if package.essential}
+    unpacked: set[str] = set()
+    waiting = [package.name for package in packages.lock.packages if not package.essential]
+    while waiting:
+        now = [name for name in waiting if relations.met(relations.pre_depends[name], configured)]
+        if now:
+            _dpkg(root, packages, ["--unpack", *_files(now)], stand_ins, step)
+        unpacked |= set(now)
+        waiting = [name for name in waiting if name not in unpacked]
+        wanted = {target for name in waiting for target in relations.targets(relations.pre_depends[name])} - configured
+        ready = relations.complete(wanted, unpacked, configured)
+        if waiting and not ready:
+            raise VnfsError(f"these packages pre-depend on each other: {', '.join(sorted(waiting))}")
+        if ready:
+            _dpkg(root, packages, ["--configure", *sorted(ready)], stand_ins, step, counted="")
+        configured |= ready
+
+
+_Groups = tuple[frozenset[str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Relations:
+    """Who needs whom among the packages of a lock: groups of names, one of each must be there. Versions were the
+    solver's business. A virtual name stands for the packages of the lock that provide it."""
+
+    pre_depends: dict[str, _Groups]
+    depends: dict[str, _Groups]
+
+    @classmethod
+    def read(cls, packages: Packages) -> _Relations:
+        stanzas = {item.name: control(packages.path(item)) for item in packages.lock.packages}
+        provided: dict[str, set[str]] = {name: {name} for name in stanzas}
+        for name, stanza in stanzas.items():
+            for virtual in filter(None, map(_name, _field(stanza, "Provides").split(","))):
+                provided.setdefault(virtual, set()).add(name)
+
+        def groups(stanza: str, field: str) -> _Groups:
+            lists = (group.split("|") for group in _field(stanza, field).split(",") if group.strip())
+            return tuple(frozenset().union(*(provided.get(_name(word), ()) for word in words)) for words in lists)
+
+        return cls(
+            {name: groups(stanza, "Pre-Depends") for name, stanza in stanzas.items()},
+            {name: groups(stanza, "Depends") for name, stanza in stanzas.items()},
+        )
+
+    @staticmethod
+    def met(groups: _Groups, have: set[str]) -> bool:
+        return all(group & have for group in groups)
+
+    @staticmethod
+    def targets(groups: _Groups) -> set[str]:
+        return {name for group in groups for name in group}
+
+    def complete(self, wanted: set[str], unpacked: set[str], configured: set[str]) -> set[str]:
+        """Those of `wanted` that can be configured now, with all that they depend on."""
+        ready: set[str] = set()
+        for name in sorted(wanted & unpacked):
+            closure, pending = set(), [name]
+            while pending:
+                one = pending.pop()
+                if one in configured or one in closure:
+                    continue
+                closure.add(one)
+                for group in (*self.depends[one], *self.pre_depends[one]):
+                    pending += sorted(group & (unpacked | configured)) or sorted(group)
+            if closure <= unpacked:
+                ready |= closure
+        return ready
+
+
+def _field(stanza: str, name: str) -> str:
+    match = re.search(rf"^{name}:[ \t]*(.*(?:\n[ \t].*)*)", stanza, re.M | re.I)
+    return match[1].replace("\n", " ") if match else ""
+
+
+def _name(relation: str) -> str:
+    return re.split(r"[\s(:\[]", relation.strip(), maxsplit=1)[0]
+
+
+def _files(names: Iterable[str]) -> list[str]:
+    return [f"{_INSIDE}/{name}.deb" for name in names]
+
+
+def _dpkg(
+    root: Path,
+    packages: Packages,
+    words: Sequence[str],
+    stand_ins: Path | None,
+    step: Step,
+    *,
+    counted: str = "Unpacking ",
+) -> None:
+    """Run dpkg inside the root. Lines that begin with `counted` advance the step."""
+
+    faults: list[str] = []
+
+    def heard(line: str) -> None:
+        if counted and line.startswith(counted):
+            step.advance()
+        elif line.startswith(("dpkg: error", "dpkg: dependency problems", "E: ")) or (faults and line.startswith(" ")):
+            faults.append(line)
+
+    binds = [Bind(packages.directory, _INSIDE, read_only=True)]
+    if stand_ins:
+        binds += _laid_over(root, stand_ins)
+    verb = next(word for word in words if word in {"--install", "--unpack", "--configure"})
+    try:
+        run_in(root, [*_DPKG, *words], binds=binds, on_line=heard, what=f"dpkg {verb}")
+    except CommandFailed as error:
+        # dpkg goes on after a failure: what it says of the package at fault may stand far above its last lines.
+        tail = "\n".join([*faults[:20], "...", error.tail]) if faults else error.tail
+        raise CommandFailed(error.argv, error.returncode, tail, what=f"dpkg {verb}", hint=error.hint) from error
+
+
+def _laid_over(root: Path, stand_ins: Path) -> list[Bind]:
+    program = stand_ins / "nothing"
+    if not program.exists():
+        program.write_text(_STAND_IN)
+        program.chmod(0o755)
+    return [Bind(program, f"/{path}", read_only=True) for path in _STAND_INS if (root / path).is_file()]
+
+
+def _mark_automatic(root: Path, names: set[str]) -> None:
+    """Tell apt which packages came as dependencies only, so that autoremove means something on the capsule."""
+    if names and (root / "usr/bin/apt-mark").exists():
+        run_in(root, ["apt-mark", "-q", "auto", *sorted(names)], what="apt-mark")
+
+
+def _check(root: Path, lock: Lock) -> None:
+    wanted, got = {item.package for item in lock.packages}, set(inventory(root))
+    if wanted != got:
+        odd = ", ".join(f"{item.name} {item.version}" for item in sorted(wanted ^ got)[:10])
+        raise VnfsError(f"what dpkg installed is not what the lock says: {odd}")
+    audit = run_in(root, ["dpkg", "--audit"]).text.strip()
+    if audit:
+        raise VnfsError(f"dpkg --audit finds fault with the new root:\n{audit}")
+
+
+def write_sources(root: Path, lock: Lock, keyrings: Sequence[str]) -> None:
+    """Tell the root's apt where its packages came from. `keyrings` are the distribution's; those that the root has
+    vouch for its repositories."""
+    place = root / "etc/apt/sources.list.d"
+    if not place.is_dir():
+        return
+    keys = " ".join(path for path in keyrings if (root / path.lstrip("/")).is_file())
+    stanzas = []
+    for repo in lock.repositories:
+        lines = ["Types: deb", f"URIs: {repo.uri}", f"Suites: {repo.suite}", f"Components: {' '.join(repo.components)}"]
+        stanzas.append("\n".join([*lines, *([f"Signed-By: {keys}"] if keys else [])]) + "\n")
+    (place / "vnfs.sources").write_text("\n".join(stanzas))

@@ -1,0 +1,88 @@
+"""What turns a plain root into one that many nodes can boot: per-node identity out, first-boot units in.
+
+The defaults are files, not code: `capsules/PROFILE/files` is a tree that is laid over the root, `livesync.skip` lists
+the paths that belong to the node. Owns no package knowledge: what a distribution must forget is its family's `scrub`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vnfsbuild.errors import NotFound
+from vnfsbuild.host.sandbox import Bind, run_in
+from vnfsbuild.store.toc import walk, xattr_names
+
+_INSIDE = "/run/vnfs/files"
+# The directory's own attributes stay the root's; links to directories are followed, inside the root.
+_LAY = (
+    f"tar -C {_INSIDE} --owner=0 --group=0 --numeric-owner --sort=name -cf - . "
+    "| tar -C / --keep-directory-symlink --no-overwrite-dir --numeric-owner -xpf -"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A capsule profile: the tree laid over a root, and what livesync leaves to the node."""
+
+    name: str
+    files: Path
+    livesync_skip: tuple[str, ...]
+
+
+def profile(name: str, directory: Path) -> Profile:
+    """Read `directory`/`name`. Raises NotFound naming those that exist."""
+    place = directory / name
+    if not place.is_dir():
+        known = ", ".join(sorted(path.name for path in directory.iterdir())) if directory.is_dir() else "none"
+        raise NotFound(f"there is no capsule profile {name}", f"profiles: {known}")
+    return Profile(name, place / "files", read_list(place / "livesync.skip"))
+
+
+def read_list(path: Path) -> tuple[str, ...]:
+    """The entries of a list file: one per line, `#` begins a comment. A missing file is an empty list."""
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return ()
+    return tuple(entry for line in lines if (entry := line.partition("#")[0].strip()))
+
+
+def lay_over(root: Path, tree: Path) -> None:
+    """Copy `tree` over the root, as root's, modes kept. Runs inside the root: a link in it cannot lead outside."""
+    if tree.is_dir():
+        run_in(
+            root, ["sh", "-c", _LAY], binds=[Bind(tree, _INSIDE, read_only=True)], what=f"laying {tree} over the root"
+        )
+
+
+def hybridize(root: Path, chosen: Profile) -> None:
+    """Make `root` one that boots stateless: the profile's files in, what is one machine's own out."""
+    lay_over(root, chosen.files)
+    machine_id = root / "etc/machine-id"
+    machine_id.unlink(missing_ok=True)
+    machine_id.touch(mode=0o444)
+
+
+def drop_acls(root: Path) -> tuple[str, ...]:
+    """Remove POSIX ACLs, which squashfs cannot hold, and return the paths that had one."""
+    lost = []
+    for path, _ in walk(root):
+        full = f"{root}{path}"
+        acls = [name for name in xattr_names(full) if name.startswith("system.posix_acl_")]
+        for name in acls:
+            os.removexattr(full, name, follow_symlinks=False)
+        if acls:
+            lost.append(path)
+    return tuple(lost)
+
+
+def clamp_times(root: Path, epoch: int) -> None:
+    """Set every modification time later than `epoch` (seconds since 1970) to it, and whole seconds everywhere, so that
+    the same inputs give the same tree."""
+    paths: Iterable[tuple[str, os.stat_result]] = list(walk(root))
+    for path, info in paths:
+        when = min(int(info.st_mtime), epoch)
+        os.utime(f"{root}{path}", (when, when), follow_symlinks=False)

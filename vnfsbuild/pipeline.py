@@ -1,0 +1,294 @@
+"""From a recipe to a published capsule. The only module that knows the order of the build's steps."""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vnfsbuild import family, hooks, lockfile, recipe
+from vnfsbuild.errors import VnfsError
+from vnfsbuild.family import Family
+from vnfsbuild.fetch import Downloader
+from vnfsbuild.format import squashfs
+from vnfsbuild.host import fs, mount
+from vnfsbuild.host.run import require_root, run
+from vnfsbuild.hybrid import initrd, policy
+from vnfsbuild.lockfile import Lock
+from vnfsbuild.model import Blob
+from vnfsbuild.progress import Monitor
+from vnfsbuild.recipe import Phase, Recipe
+from vnfsbuild.store import sbom, toc
+from vnfsbuild.store.capsules import Capsule, Config, Kernel, State, Store
+
+# What a build holds in memory at its peak, as a multiple of the compressed packages: uncompressed packages, the root
+# and the packed layer together (measured: 12 to 14 on Debian).
+_MEMORY_FACTOR = 14
+_MEMORY_SPARE = 2 << 30
+# Beside its layers a stateless node needs memory for the kernel, its daemons and what it writes.
+_NODE_MEMORY = 384 << 20
+
+
+class LockStale(VnfsError):
+    """The recipe asks for something else than its lock holds, and --locked forbids resolving."""
+
+    ref = "lock-stale"
+    exit_code = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a build is given: where it keeps things and what the site says. `data` maps recipes, hooks and capsules to
+    the directories that come with vnfs; `mirror` overrides the recipe's."""
+
+    store: Store
+    cache: Path
+    work: Path
+    mirrors: Mapping[str, str]
+    data: Callable[[str], Path]
+    monitor: Monitor
+    mirror: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a build made. `ram` is the memory a node needs for it, in bytes; `fresh` is false when the newest version
+    already was exactly this, and nothing was published; `losses` names what the layer format could not hold."""
+
+    capsule: Capsule
+    ram: int
+    fresh: bool
+    losses: tuple[str, ...]
+
+
+def load(path: Path, tools: Tools) -> Recipe:
+    """Read a recipe; what it extends is also looked for among the recipes that come with vnfs."""
+    wanted = recipe.load(path, search=[tools.data("recipes")])
+    return replace(wanted, distro=replace(wanted.distro, mirror=tools.mirror)) if tools.mirror else wanted
+
+
+def lock(wanted: Recipe, tools: Tools, *, update: bool = False, locked: bool = False) -> Lock:
+    """The lock of a recipe: the one beside it when it still fits, else resolved anew and written there.
+
+    `update` resolves in any case. With `locked` a missing or stale lock raises LockStale.
+    """
+    path = lockfile.path_for(wanted.path)
+    held = None if update else lockfile.read(path)
+    if held and held.inputs == wanted.inputs:
+        return held
+    if locked:
+        state = "does not fit the recipe any more" if held else "is missing"
+        raise LockStale(f"the lock {path} {state}", f"vnfs lock {wanted.path}")
+    with tools.monitor.step("resolve"):
+        fresh = family.get(wanted.distro.id).resolve(
+            wanted, fetcher=Downloader(tools.cache), mirrors=tools.mirrors, monitor=tools.monitor
+        )
+    try:
+        fs.atomic_write(path, lockfile.dump(fresh).encode())
+    except OSError as error:
+        tools.monitor.note(f"the lock could not be written beside the recipe ({error.strerror}); it holds for this run")
+    return fresh
+
+
+def build(
+    path: Path, tools: Tools, *, locked: bool = False, tag: str | None = None, keep_failed: Path | None = None
+) -> Report:
+    """Compile one recipe into the next version of its capsule.
+
+    Everything happens in scratch space of its own; the store changes only by the last step. With `keep_failed` the
+    root of a failed build is copied to that directory before the scratch space goes.
+    """
+    require_root("vnfs build", "without root these work: lock, list, show, diff, verify, export, import, push, pull")
+    wanted = load(path, tools)
+    with fs.work_directory(tools.work, "build") as work:
+        scratch = fs.make_directory(work / "hooks")
+        profile = policy.profile(wanted.state.profile, tools.data("capsules"))
+        found = hooks.find(wanted.hooks, recipe=wanted.path, search=[tools.data("hooks")], scratch=scratch)
+        held = lock(wanted, tools, locked=locked)
+        with _space(work, held, tools.monitor) as space, fs.space_errors(space):
+            root = fs.make_directory(space / "root")
+            try:
+                kin = family.get(wanted.distro.id)
+                _make_root(wanted, held, found, profile, root, space, kin, tools)
+                packed = _pack(wanted, held, root, space, tools)
+                contents = sbom.to_bytes(kin.inventory(root), family=kin.name, distro=held.distro)
+                with tools.monitor.step("publish"):
+                    return _publish(wanted, held, profile, packed, contents, tools, tag)
+            except BaseException:
+                if keep_failed:
+                    _keep(root, keep_failed, tools.monitor)
+                raise
+
+
+@contextlib.contextmanager
+def _space(work: Path, held: Lock, monitor: Monitor) -> Iterator[Path]:
+    """Memory where it fits, else the disk."""
+    place = fs.make_directory(work / "space")
+    need = _MEMORY_FACTOR * sum(package.size for package in held.packages) + (64 << 20)
+    if need + _MEMORY_SPARE < fs.available_memory():
+        with mount.tmpfs(place, size=need + _MEMORY_SPARE):
+            yield place
+    else:
+        if fs.free_bytes(place) < need:
+            raise VnfsError(
+                f"the build needs about {need >> 20} MiB, and {place} has {fs.free_bytes(place) >> 20} MiB",
+                "set VNFS_WORK to a place with more room",
+            )
+        monitor.note("too little memory for the build: it uses the disk, and takes longer")
+        yield place
+
+
+def _make_root(
+    wanted: Recipe,
+    held: Lock,
+    found: tuple[hooks.Found, ...],
+    profile: policy.Profile,
+    root: Path,
+    space: Path,
+    kin: Family,
+    tools: Tools,
+) -> None:
+    def phase(which: Phase) -> None:
+        count = sum(item.hook.phase is which for item in found)
+        if count:
+            with tools.monitor.step(f"{which} hooks", total=count, unit="hooks") as step:
+                hooks.run_phase(found, which, root, recipe=wanted.path, step=step)
+
+    packages = fs.make_directory(space / "packages")
+    total = sum(package.size for package in held.packages)
+    with tools.monitor.step("fetch", total=total, unit="bytes") as step:
+        kin.collect(held, packages, download=Downloader(tools.cache).many, advance=step.advance)
+    with tools.monitor.step("bootstrap"):
+        kin.bootstrap(root, held, packages)
+    phase(Phase.PRE)
+    kin.install(root, held, packages, requested=wanted.packages, scratch=space, monitor=tools.monitor)
+    fs.remove_tree(packages)
+    for tree in wanted.files:
+        policy.lay_over(root, tree)
+    phase(Phase.POST)
+    with tools.monitor.step("hybridize"):
+        policy.hybridize(root, profile)
+        kin.scrub(root)
+    phase(Phase.PACK)
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """What the root became, still in scratch space."""
+
+    tree: toc.Toc
+    layer: Path
+    kernel: Path
+    initrd: Path
+    release: str
+    losses: tuple[str, ...]
+
+
+def _pack(wanted: Recipe, held: Lock, root: Path, space: Path, tools: Tools) -> _Packed:
+    epoch = _epoch(held)
+    losses = tuple(f"{path}: POSIX ACL" for path in policy.drop_acls(root))
+    policy.clamp_times(root, epoch)
+    release, kernel = initrd.kernel(root)
+    layer, ramdisk = space / "layer.squashfs", space / "initrd"
+    with tools.monitor.step("initrd"):
+        helper = held.tools[0]
+        boot_tools = Downloader(tools.cache).file(helper.url, blob=helper.blob)
+        initrd.compose(root, ramdisk, release=release, tools=boot_tools, extra_modules=wanted.boot.modules, epoch=epoch)
+    with tools.monitor.step("pack"), ThreadPoolExecutor(1) as pool:
+        scanning = pool.submit(toc.scan, root)
+        squashfs.pack_tree(root, layer, epoch=epoch)
+        tree = scanning.result()
+    with tools.monitor.step("check"):
+        losses += _lost(tree, layer, space)
+    if wanted.budget is not None and layer.stat().st_size > wanted.budget:
+        raise VnfsError(
+            f"{wanted.name} is {layer.stat().st_size >> 20} MiB packed, and its budget is {wanted.budget >> 20} MiB",
+            "the largest files: " + ", ".join(f"{item.path} ({item.size >> 20} MiB)" for item in _largest(tree)),
+        )
+    return _Packed(tree, layer, kernel, ramdisk, release, losses)
+
+
+def _lost(tree: toc.Toc, layer: Path, space: Path) -> tuple[str, ...]:
+    """What the layer does not hold of the tree: the packed metadata read back through the kernel."""
+    scratch = fs.make_directory(space / "check")
+    with mount.layers([layer], scratch) as view:
+        return toc.losses(tree, toc.Toc.of(toc.read_entry(view, path, info) for path, info in toc.walk(view)))
+
+
+def _largest(tree: toc.Toc) -> list[toc.Entry]:
+    return sorted(tree.entries, key=lambda entry: -entry.size)[:5]
+
+
+def _publish(
+    wanted: Recipe,
+    held: Lock,
+    profile: policy.Profile,
+    packed: _Packed,
+    sbom_bytes: bytes,
+    tools: Tools,
+    tag: str | None,
+) -> Report:
+    """Put everything into the store, and name it, unless the newest version is exactly this already."""
+    store = tools.store
+    newest = store.get(wanted.name) if store.versions(wanted.name) else None
+    config = Config(
+        name=wanted.name,
+        version=0,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        tree=packed.tree.digest,
+        family=family.get(wanted.distro.id).name,
+        distro=held.distro,
+        suite=held.suite,
+        architecture=held.arch,
+        kernel=Kernel(packed.release, wanted.boot.cmdline),
+        state=State(wanted.state.mode, tuple(dict.fromkeys((*profile.livesync_skip, *wanted.state.livesync_skip)))),
+        message=f"built from {wanted.path.name}",
+        parent=newest.digest if newest else "",
+        recipe=wanted.digest,
+        lock=held.digest,
+    )
+    kernel, ramdisk = _take(store, packed.kernel), _take(store, packed.initrd)
+    if newest and (newest.kernel, newest.initrd) == (kernel, ramdisk) and _says_the_same(newest.config, config):
+        return Report(newest, _memory(newest), fresh=False, losses=packed.losses)
+    capsule = store.publish(
+        config,
+        layers=[_take(store, packed.layer)],
+        kernel=kernel,
+        initrd=ramdisk,
+        toc=store.blobs.put_bytes(packed.tree.dump()),
+        sbom=store.blobs.put_bytes(sbom_bytes),
+        tag=tag,
+    )
+    return Report(capsule, _memory(capsule), fresh=True, losses=packed.losses)
+
+
+def _take(store: Store, path: Path) -> Blob:
+    with open(path, "rb") as stream:
+        return store.blobs.put(stream)
+
+
+def _says_the_same(old: Config, new: Config) -> bool:
+    return replace(old, version=0, created="", parent="", message="") == replace(new, created="", parent="", message="")
+
+
+def _memory(capsule: Capsule) -> int:
+    return sum(layer.size for layer in capsule.layers) + _NODE_MEMORY
+
+
+def _epoch(held: Lock) -> int:
+    """The time that the root's newest files get: the date of the newest Release it was made from."""
+    dates = [email.utils.parsedate_to_datetime(repo.date) for repo in held.repositories if repo.date]
+    return max((int(date.timestamp()) for date in dates), default=0)
+
+
+def _keep(root: Path, place: Path, monitor: Monitor) -> None:
+    """Copy the root of a failed build to where the user wants to look at it."""
+    if not root.is_dir() or not any(root.iterdir()):
+        return
+    fs.make_directory(place)
+    run(["cp", "-a", "--reflink=auto", f"{root}/.", place], what=f"keeping the root in {place}")
+    monitor.note(f"the root as the failure left it is in {place}; to go inside: chroot {place} /bin/sh")
