@@ -23,20 +23,24 @@ def shell(work: Path, cache: Path, name: str, argv: Sequence[str], monitor: Moni
     at = mounts.point_of(work, name)
     env = {"TERM": os.environ.get("TERM", "dumb"), "VNFS_CAPSULE": name}
     shown: tuple[Bind, ...] = ()
+    apt = cache / "apt" / name
     if os.path.lexists(f"{at}/var/lib/dpkg/status"):
-        apt = cache / "apt" / name
         shown = deb.binds(at, apt)
         env |= deb.environment(shown)
-        if shown and deb.stale(apt):
-            if deb.uses_packages(argv):
-                with monitor.step("fetch package lists"):
-                    run_in(at, ["apt-get", "update", "-q"], env=env, network=True, binds=shown, what="apt-get update")
-                deb.updated(apt)
-            elif not argv:
-                monitor.note(
-                    "package lists are missing or older than a day: apt-get update before you install something"
-                )
     words = list(argv) or [next(path for path in _SHELLS if os.path.lexists(f"{at}{path}") or path == _SHELLS[-1])]
-    with deb.no_daemons(at):
+    with deb.no_daemons(at), deb.resolver(at):
+        if shown and deb.stale(apt):
+            _lists(at, apt, argv, shown=shown, env=env, monitor=monitor)
         sys.stdout.flush()
         return interactive_in(at, words, env=env, binds=shown)
+
+
+def _lists(
+    at: Path, apt: Path, argv: Sequence[str], *, shown: Sequence[Bind], env: dict[str, str], monitor: Monitor
+) -> None:
+    if deb.uses_packages(argv):
+        with monitor.step("fetch package lists"):
+            run_in(at, ["apt-get", "update", "-q"], env=env, network=True, binds=shown, what="apt-get update")
+        deb.updated(apt)
+    elif not argv:
+        monitor.note("package lists are missing or a day old: apt-get update before you install something")
