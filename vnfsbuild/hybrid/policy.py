@@ -1,7 +1,8 @@
 """What turns a plain root into one that many nodes can boot: per-node identity out, first-boot units in.
 
 The defaults are files, not code: `capsules/PROFILE/files` is a tree that is laid over the root, `enable` lists units,
-`livesync.skip` the paths that belong to the node. Owns no package knowledge: what a distribution must forget is its family's `scrub`.
+`livesync.skip` the paths that belong to the node. Owns no package knowledge: what a distribution must forget is its
+family's `scrub`.
 """
 
 from __future__ import annotations
