@@ -6,7 +6,7 @@ STAMPS := .make
 
 # Debian packages that the tools, tests and benchmarks run. `vnfs doctor` knows which feature needs which.
 HOST_PACKAGES := python3-venv util-linux squashfs-tools gpg gpgv dpkg-dev apt-utils rsync openssh-server openssh-client \
-    qemu-system-x86 ipxe-qemu docker-registry skopeo mmdebstrap attr libcap2-bin iproute2 curl \
+    qemu-system-x86 ipxe-qemu docker-registry skopeo mmdebstrap attr libcap2-bin iproute2 curl cpio busybox-static shellcheck \
     debian-archive-keyring python-apt-common
 
 .DEFAULT_GOAL := help

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from vnfsbuild.errors import RecipeError
-from vnfsbuild.host.fs import atomic_write
 from vnfsbuild.model import Blob, Package, check_digest
 
 FORMAT = 1
@@ -147,8 +146,3 @@ def read(path: Path) -> Lock | None:
         return parse(path.read_text(), source=str(path))
     except FileNotFoundError:
         return None
-
-
-def write(path: Path, lock: Lock) -> None:
-    """Replace the lock at `path` at once."""
-    atomic_write(path, dump(lock).encode())

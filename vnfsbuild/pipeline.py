@@ -88,7 +88,7 @@ def lock(wanted: Recipe, tools: Tools, *, update: bool = False, locked: bool = F
             wanted, fetcher=Downloader(tools.cache), mirrors=tools.mirrors, monitor=tools.monitor
         )
     try:
-        lockfile.write(path, fresh)
+        fs.atomic_write(path, lockfile.dump(fresh).encode())
     except OSError as error:
         tools.monitor.note(f"the lock could not be written beside the recipe ({error.strerror}); it holds for this run")
     return fresh
@@ -115,7 +115,7 @@ def build(
                 kin = family.get(wanted.distro.id)
                 _make_root(wanted, held, found, profile, root, space, kin, tools)
                 packed = _pack(wanted, held, root, space, tools)
-                contents = sbom.dump(kin.inventory(root))
+                contents = sbom.to_bytes(kin.inventory(root), family=kin.name, distro=held.distro)
                 with tools.monitor.step("publish"):
                     return _publish(wanted, held, profile, packed, contents, tools, tag)
             except BaseException:
@@ -167,11 +167,12 @@ def _make_root(
     phase(Phase.PRE)
     kin.install(root, held, packages, requested=wanted.packages, scratch=space, monitor=tools.monitor)
     fs.remove_tree(packages)
-    for tree in wanted.files:
-        policy.lay_over(root, tree)
-    phase(Phase.POST)
     with tools.monitor.step("hybridize"):
         policy.hybridize(root, profile)
+        for tree in wanted.files:
+            policy.lay_over(root, tree)
+    phase(Phase.POST)
+    with tools.monitor.step("scrub"):
         kin.scrub(root)
     phase(Phase.PACK)
 

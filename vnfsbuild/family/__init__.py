@@ -7,17 +7,18 @@ The protocol is here, the code behind it is imported when a recipe needs it. Whi
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from vnfsbuild.family.distros import Release, family_of, release
 from vnfsbuild.lockfile import Lock
-from vnfsbuild.model import Fetcher
+from vnfsbuild.model import Blob, Fetcher, Package
 from vnfsbuild.progress import Monitor
 from vnfsbuild.recipe import Recipe
 from vnfsbuild.store.cas import LocalBlobs
 
-__all__ = ["CachingFetcher", "Family", "Release", "get", "release"]
+__all__ = ["CachingFetcher", "Download", "Family", "Release", "get", "release"]
 
 # Family to the module that has its `FAMILY`.
 _MODULES: Mapping[str, str] = {"deb": "vnfsbuild.family.deb"}
@@ -31,14 +32,48 @@ class CachingFetcher(Fetcher, Protocol):
         """The cache."""
 
 
+class Download(Protocol):
+    """Gets many files at once, verified; `done` is called in worker threads as each is there."""
+
+    def __call__(
+        self,
+        items: Sequence[tuple[str, Blob]],
+        *,
+        done: Callable[[Blob, Path], None],
+        advance: Callable[[int], None],
+    ) -> None:
+        """Raises NetworkError or TrustError; the first error cancels the rest."""
+
+
 class Family(Protocol):
-    """What every family of distributions does."""
+    """What every family of distributions does. A root is made in this order: collect, bootstrap, install, scrub."""
+
+    name: str
 
     def resolve(self, recipe: Recipe, *, fetcher: CachingFetcher, mirrors: Mapping[str, str], monitor: Monitor) -> Lock:
         """Decide on every package of `recipe` from signed indexes. `mirrors` maps a distribution's id to a URI.
 
         Raises ResolveError, TrustError, NetworkError, or HostError when no mirror or keyring is known.
         """
+
+    def collect(self, lock: Lock, directory: Path, *, download: Download, advance: Callable[[int], None]) -> None:
+        """Fetch the packages of the lock into the empty `directory`, made ready for the installation."""
+
+    def bootstrap(self, root: Path, lock: Lock, directory: Path) -> None:
+        """Put into `root` what the package manager needs to run. Afterwards programs run inside it."""
+
+    def install(
+        self, root: Path, lock: Lock, directory: Path, *, requested: Iterable[str], scratch: Path, monitor: Monitor
+    ) -> None:
+        """Unpack and configure everything by the distribution's own tools, inside the root. `requested` are the
+        packages that the recipe names, `scratch` an existing directory. Raises CommandFailed, or VnfsError when what
+        is installed in the end is not the lock."""
+
+    def inventory(self, root: Path) -> tuple[Package, ...]:
+        """The packages that the root's own database says are installed, sorted."""
+
+    def scrub(self, root: Path) -> tuple[str, ...]:
+        """Remove caches, identities and logs, and return what went."""
 
 
 def get(distro: str) -> Family:

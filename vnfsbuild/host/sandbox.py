@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vnfsbuild.errors import NotFound
-from vnfsbuild.host.run import Result, interactive, run
+from vnfsbuild.errors import CommandFailed, NotFound
+from vnfsbuild.host.run import Result, interactive, run, tail
 
 _ENVIRONMENT = {
     "HOME": "/root",
@@ -115,15 +115,20 @@ def run_in(
 
     `on_line` hears each line as it is printed. Raises CommandFailed with the last lines, unless `check` is off.
     """
-    return run(
+    result = run(
         _command(root, argv, binds, network=network, cwd=cwd),
         env=_ENVIRONMENT | dict(env or {}),
         stdin=stdin,
         join=True,
-        check=check,
+        check=False,
         on_line=on_line,
         what=what or argv[0],
     )
+    if check and result.returncode != 0:
+        # The set-up around it would only bury the command that failed.
+        hint = f"inside {root} it ran: {shlex.join(argv)}"
+        raise CommandFailed(argv, result.returncode, tail(result), what=what or argv[0], hint=hint)
+    return result
 
 
 def interactive_in(

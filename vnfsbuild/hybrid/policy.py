@@ -13,7 +13,7 @@ from pathlib import Path
 
 from vnfsbuild.errors import NotFound
 from vnfsbuild.host.sandbox import Bind, run_in
-from vnfsbuild.store.toc import walk
+from vnfsbuild.store.toc import walk, xattr_names
 
 _INSIDE = "/run/vnfs/files"
 # The directory's own attributes stay the root's; links to directories are followed, inside the root.
@@ -71,7 +71,7 @@ def drop_acls(root: Path) -> tuple[str, ...]:
     lost = []
     for path, _ in walk(root):
         full = f"{root}{path}"
-        acls = [name for name in os.listxattr(full, follow_symlinks=False) if name.startswith("system.posix_acl_")]
+        acls = [name for name in xattr_names(full) if name.startswith("system.posix_acl_")]
         for name in acls:
             os.removexattr(full, name, follow_symlinks=False)
         if acls:

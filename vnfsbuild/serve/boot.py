@@ -42,9 +42,15 @@ def check_url(text: str) -> str:
 
 
 def check_cmdline(text: str) -> str:
-    """Words for a kernel command line. Raises UsageError for what iPXE would interpret."""
-    if not text.isprintable() or not text.isascii() or "${" in text or "||" in text or "&&" in text:
-        raise UsageError(f"{text[:200]!r} cannot be on a kernel command line")
+    """Words for a kernel command line. Raises UsageError for what iPXE would interpret: settings, quotes, comments,
+    and the words that end a command."""
+    words = text.split(" ")
+    ends = any(word in {";", "||", "&&"} or word.startswith("#") for word in words)
+    if not text.isprintable() or not text.isascii() or ends or "${" in text or any(mark in text for mark in "'\"\\"):
+        raise UsageError(
+            f"{text[:200]!r} cannot be on a kernel command line that iPXE passes on",
+            "leave out quotes, backslashes, ${, #, and the words ; && ||",
+        )
     return text.strip()
 
 

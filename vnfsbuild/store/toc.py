@@ -8,6 +8,7 @@ that text: the identity of what a node sees, whatever layers carry it.
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import json
 import os
@@ -221,6 +222,16 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                     pending.append(path)
 
 
+def xattr_names(full: str) -> list[str]:
+    """The names of a path's xattrs, sorted; none where the file system has none (a squashfs image without a table)."""
+    try:
+        return sorted(os.listxattr(full, follow_symlinks=False))
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return []
+
+
 def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: bool = False) -> Entry:
     """The entry of one path, content unread (`sha256` empty). `link` carries device and inode number where there is
     more than one name: Toc.of turns it into a path."""
@@ -228,7 +239,7 @@ def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: b
     kind = _TYPES[stat.S_IFMT(info.st_mode)]
     xattrs = tuple(
         (name, os.getxattr(full, name, follow_symlinks=False))
-        for name in sorted(os.listxattr(full, follow_symlinks=False))
+        for name in xattr_names(full)
         if overlay_xattrs or not name.startswith(OVERLAY_XATTR)
     )
     is_device = kind in {FileType.CHAR, FileType.BLOCK}

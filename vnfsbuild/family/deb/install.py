@@ -9,14 +9,14 @@ and leaves no trace.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vnfsbuild.family.deb.inventory import inventory
-
-from vnfsbuild.errors import VnfsError
+from vnfsbuild.errors import CommandFailed, VnfsError
+from vnfsbuild.family import Download
 from vnfsbuild.family.deb.archive import control, data_stream, uncompress
+from vnfsbuild.family.deb.inventory import inventory
 from vnfsbuild.host.run import run
 from vnfsbuild.host.sandbox import Bind, run_in
 from vnfsbuild.lockfile import Lock, LockedPackage
@@ -50,9 +50,9 @@ def collect(
     lock: Lock,
     directory: Path,
     *,
-    download: Callable[..., None],
+    download: Download,
     advance: Callable[[int], None],
-) -> Packages:
+) -> None:
     """Fetch every package of the lock into `directory` and uncompress each while others still download.
 
     `download` is the downloader's `many`: it calls back, in its worker threads, for each verified file.
@@ -67,7 +67,6 @@ def collect(
             uncompress(path, packages.path(package))
 
     download([(package.url, package.blob) for package in lock.packages], done=ready, advance=advance)
-    return packages
 
 
 def bootstrap(root: Path, packages: Packages, *, usr_links: Sequence[str]) -> None:
@@ -129,34 +128,76 @@ def _essential(root: Path, packages: Packages, step: Step) -> None:
 
 def _rest(root: Path, packages: Packages, stand_ins: Path, step: Step) -> None:
     """Unpack the others, each only when what it pre-depends on is configured, as policy demands."""
-    needs = {package.name: _pre_depends(packages.path(package)) for package in packages.lock.packages}
-    provided = _provided(packages)
-    ready = {package.name for package in packages.lock.packages if package.essential}
+    relations = _Relations.read(packages)
+    configured = {package.name for package in packages.lock.packages if package.essential}
+    unpacked: set[str] = set()
     waiting = [package.name for package in packages.lock.packages if not package.essential]
     while waiting:
-        have = ready | {virtual for name in ready for virtual in provided.get(name, ())}
-        now = [name for name in waiting if all(group & have for group in needs[name])]
-        if not now:
+        now = [name for name in waiting if relations.met(relations.pre_depends[name], configured)]
+        if now:
+            _dpkg(root, packages, ["--unpack", *_files(now)], stand_ins, step)
+        unpacked |= set(now)
+        waiting = [name for name in waiting if name not in unpacked]
+        wanted = {target for name in waiting for target in relations.targets(relations.pre_depends[name])} - configured
+        ready = relations.complete(wanted, unpacked, configured)
+        if waiting and not ready:
             raise VnfsError(f"these packages pre-depend on each other: {', '.join(sorted(waiting))}")
-        _dpkg(root, packages, ["--unpack", *_files(now)], stand_ins, step)
-        waiting = [name for name in waiting if name not in now]
-        if waiting:
-            _dpkg(root, packages, ["--configure", "--pending"], stand_ins, step, counted="")
-        ready |= set(now)
+        if ready:
+            _dpkg(root, packages, ["--configure", *sorted(ready)], stand_ins, step, counted="")
+        configured |= ready
 
 
-def _pre_depends(deb: Path) -> tuple[set[str], ...]:
-    """The Pre-Depends of a package: groups of names of which one must be configured. Versions were the solver's."""
-    return tuple(
-        {_name(alternative) for alternative in group.split("|")}
-        for group in _field(control(deb), "Pre-Depends").split(",")
-        if group.strip()
-    )
+_Groups = tuple[frozenset[str], ...]
 
 
-def _provided(packages: Packages) -> dict[str, tuple[str, ...]]:
-    fields = ((item.name, _field(control(packages.path(item)), "Provides")) for item in packages.lock.packages)
-    return {name: tuple(_name(word) for word in text.split(",")) for name, text in fields if text.strip()}
+@dataclass(frozen=True, slots=True)
+class _Relations:
+    """Who needs whom among the packages of a lock: groups of names, one of each must be there. Versions were the
+    solver's business. A virtual name stands for the packages of the lock that provide it."""
+
+    pre_depends: dict[str, _Groups]
+    depends: dict[str, _Groups]
+
+    @classmethod
+    def read(cls, packages: Packages) -> _Relations:
+        stanzas = {item.name: control(packages.path(item)) for item in packages.lock.packages}
+        provided: dict[str, set[str]] = {name: {name} for name in stanzas}
+        for name, stanza in stanzas.items():
+            for virtual in filter(None, map(_name, _field(stanza, "Provides").split(","))):
+                provided.setdefault(virtual, set()).add(name)
+
+        def groups(stanza: str, field: str) -> _Groups:
+            lists = (group.split("|") for group in _field(stanza, field).split(",") if group.strip())
+            return tuple(frozenset().union(*(provided.get(_name(word), ()) for word in words)) for words in lists)
+
+        return cls(
+            {name: groups(stanza, "Pre-Depends") for name, stanza in stanzas.items()},
+            {name: groups(stanza, "Depends") for name, stanza in stanzas.items()},
+        )
+
+    @staticmethod
+    def met(groups: _Groups, have: set[str]) -> bool:
+        return all(group & have for group in groups)
+
+    @staticmethod
+    def targets(groups: _Groups) -> set[str]:
+        return {name for group in groups for name in group}
+
+    def complete(self, wanted: set[str], unpacked: set[str], configured: set[str]) -> set[str]:
+        """Those of `wanted` that can be configured now, with all that they depend on."""
+        ready: set[str] = set()
+        for name in sorted(wanted & unpacked):
+            closure, pending = set(), [name]
+            while pending:
+                one = pending.pop()
+                if one in configured or one in closure:
+                    continue
+                closure.add(one)
+                for group in (*self.depends[one], *self.pre_depends[one]):
+                    pending += sorted(group & (unpacked | configured)) or sorted(group)
+            if closure <= unpacked:
+                ready |= closure
+        return ready
 
 
 def _field(stanza: str, name: str) -> str:
@@ -183,17 +224,24 @@ def _dpkg(
 ) -> None:
     """Run dpkg inside the root. Lines that begin with `counted` advance the step."""
 
+    faults: list[str] = []
+
     def heard(line: str) -> None:
         if counted and line.startswith(counted):
             step.advance()
-        elif line.startswith(("dpkg: error", "E: ")):
-            step.note(line)
+        elif line.startswith(("dpkg: error", "dpkg: dependency problems", "E: ")) or (faults and line.startswith(" ")):
+            faults.append(line)
 
     binds = [Bind(packages.directory, _INSIDE, read_only=True)]
     if stand_ins:
         binds += _laid_over(root, stand_ins)
     verb = next(word for word in words if word in {"--install", "--unpack", "--configure"})
-    run_in(root, [*_DPKG, *words], binds=binds, on_line=heard, what=f"dpkg {verb}")
+    try:
+        run_in(root, [*_DPKG, *words], binds=binds, on_line=heard, what=f"dpkg {verb}")
+    except CommandFailed as error:
+        # dpkg goes on after a failure: what it says of the package at fault may stand far above its last lines.
+        tail = "\n".join([*faults[:20], "...", error.tail]) if faults else error.tail
+        raise CommandFailed(error.argv, error.returncode, tail, what=f"dpkg {verb}", hint=error.hint) from error
 
 
 def _laid_over(root: Path, stand_ins: Path) -> list[Bind]:
@@ -220,18 +268,15 @@ def _check(root: Path, lock: Lock) -> None:
         raise VnfsError(f"dpkg --audit finds fault with the new root:\n{audit}")
 
 
-def write_sources(root: Path, lock: Lock, keys: Mapping[str, str]) -> None:
-    """Tell the root's apt where its packages came from. `keys` maps a repository's URI to its keyring inside."""
-    place = root / "etc/apt/sources.list.d/vnfs.sources"
-    if not place.parent.is_dir():
+def write_sources(root: Path, lock: Lock, keyrings: Sequence[str]) -> None:
+    """Tell the root's apt where its packages came from. `keyrings` are the distribution's; those that the root has
+    vouch for its repositories."""
+    place = root / "etc/apt/sources.list.d"
+    if not place.is_dir():
         return
+    keys = " ".join(path for path in keyrings if (root / path.lstrip("/")).is_file())
     stanzas = []
     for repo in lock.repositories:
-        lines = ["Types: deb", f"URIs: {repo.uri}", f"Suites: {repo.suite}"]
-        if repo.components:
-            lines.append(f"Components: {' '.join(repo.components)}")
-        if repo.uri in keys:
-            lines.append(f"Signed-By: {keys[repo.uri]}")
-        stanzas.append("\n".join(lines) + "\n")
-    place.write_text("\n".join(stanzas))
-    place.chmod(0o644)
+        lines = ["Types: deb", f"URIs: {repo.uri}", f"Suites: {repo.suite}", f"Components: {' '.join(repo.components)}"]
+        stanzas.append("\n".join([*lines, *([f"Signed-By: {keys}"] if keys else [])]) + "\n")
+    (place / "vnfs.sources").write_text("\n".join(stanzas))

@@ -45,7 +45,7 @@ configure_network() {
     await 20 has_carrier || say "$interface ($mac) has no link yet; asking for an address all the same"
     for try in 1 2 3 4; do
         # -C: the root's DHCP client sends no client id either, so the server knows both for the same node.
-        if udhcpc -i "$interface" -s /lib/vnfs/udhcpc.sh -n -q -C -t 5 -T 3 >/dev/null 2>&1; then
+        if udhcpc -i "$interface" -s "$scripts/udhcpc.sh" -n -q -C -t 5 -T 3 >/dev/null 2>&1; then
             return 0
         fi
         say "no DHCP server answered on $interface ($mac), try $try"

@@ -99,7 +99,7 @@ apply_files() {
     chown -R 0:0 /run/vnfs/files
     find /run/vnfs/files -exec chmod ug-s,o-t {} +
     cp /bin/busybox /run/vnfs/busybox
-    cp /lib/vnfs/install.sh /run/vnfs/install.sh
+    cp "$scripts/install.sh" /run/vnfs/install.sh
     chroot "$new" /run/vnfs/busybox sh /run/vnfs/install.sh || die "node files $files cannot be written"
     rm -rf /run/vnfs/files /run/vnfs/files.tar /run/vnfs/busybox /run/vnfs/install.sh
 }
