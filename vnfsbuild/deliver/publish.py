@@ -54,8 +54,12 @@ def umount(store: Store, work: Path, name: str, message: str, monitor: Monitor) 
     with place.lock():
         state = place.need()
         with mounts.detached(store, place, state) as base:
-            shell.sweep(place.upper)
-            outcome = _publish(store, place, base, message, monitor)
+            try:
+                shell.sweep(place.upper)
+                outcome = _publish(store, place, base, message, monitor)
+            except BaseException:
+                monitor.note(f"the edits are kept: vnfs umount {name} again, or vnfs mount {name} to go on with them")
+                raise
             mounts.forget(place, state)
     return outcome
 
