@@ -155,7 +155,12 @@ class Toc:
 
     def dump(self) -> bytes:
         """The canonical form as it is stored: one zstd frame."""
-        return zstandard.ZstdCompressor(level=3, write_content_size=True).compress(self.canonical())
+        return self.pack(self.canonical())
+
+    @staticmethod
+    def pack(canonical: bytes) -> bytes:
+        """The stored form of a canonical form, for who has that already: writing it is most of the work."""
+        return zstandard.ZstdCompressor(level=3, write_content_size=True).compress(canonical)
 
     @classmethod
     def load(cls, data: bytes) -> Toc:
