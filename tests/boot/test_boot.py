@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +23,10 @@ from tests.support.boot import (
     make_root,
     provenance,
     publish,
+    publish_delta,
     ssh,
 )
+from tests.support.ports import free_port
 from vnfsbuild.errors import VnfsError
 from vnfsbuild.model import Reference
 from vnfsbuild.serve.qemu import Hardware, booted
@@ -43,7 +49,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     place = tmp_path_factory.mktemp("boot")
     store = Store(place / "store")
     root = make_root(place / "root")
-    capsule = publish(store, root, tools=busybox_package(place), scratch=place)
+    base = publish(store, root, tools=busybox_package(place), scratch=place)
+    delta = place / "delta"
+    (delta / "etc").mkdir(parents=True)
+    (delta / "etc/motd").write_text("of the second layer\n")
+    os.mknod(delta / "etc/issue", stat.S_IFCHR, 0)  # a whiteout
+    capsule = publish_delta(store, base, delta, scratch=place)
     subprocess.run(["rm", "-rf", root], check=True)
     yield Site(store, capsule, make_key(place))
     subprocess.run(["rm", "-rf", place], check=True)
@@ -57,7 +68,7 @@ def test_a_node_boots_to_login_answers_ssh_and_says_what_it_runs(site: Site) -> 
         node.wait_ssh(timeout=PATIENCE)
         said = provenance(node.ssh_port, site.key)
         assert said["capsule"] == "trial"
-        assert said["version"] == 1
+        assert said["version"] == 2
         assert said["manifest"] == site.capsule.digest
         assert said["tree"] == site.capsule.config.tree
         assert said["layers"] == [blob.digest for blob in site.capsule.layers]
@@ -68,7 +79,10 @@ def test_a_node_boots_to_login_answers_ssh_and_says_what_it_runs(site: Site) -> 
             return ssh(node.ssh_port, site.key, command).strip()
 
         assert on_node("systemctl is-system-running --wait") == "running"
-        assert on_node("stat -f -c %T / /run/vnfs/layers/0 /run/vnfs/rw").split() == ["overlayfs", "squashfs", "tmpfs"]
+        assert on_node("stat -f -c %T / /run/vnfs/layers/0 /run/vnfs/layers/1 /run/vnfs/rw").split() == [
+            "overlayfs", "squashfs", "squashfs", "tmpfs"]  # fmt: skip
+        assert on_node("cat /etc/motd") == "of the second layer"
+        assert on_node("ls /etc/issue || echo gone").endswith("gone")
         assert on_node("stat -c '%a %u' /root/.ssh/authorized_keys") == "600 0"
         assert "nameserver 10.0.2.3" in on_node("cat /etc/resolv.conf")
         assert on_node("ls /sys/class/net | grep -c '^eth'; true") == "0", "udev could give its lasting name"
@@ -78,7 +92,7 @@ def test_a_node_boots_to_login_answers_ssh_and_says_what_it_runs(site: Site) -> 
         layers = sum(blob.size for blob in site.capsule.layers)
         assert layers <= sizes[0] * sizes[1] < layers + 5_000_000
         assert sizes[2] * sizes[3] < 2_000_000_000
-    assert any("reports booting: trial:1" in line for line in heard)
+    assert any("reports booting: trial:2" in line for line in heard)
     assert node.process.poll() is not None, "the machine ended with its context"
 
 
@@ -108,16 +122,49 @@ def test_a_node_with_too_little_memory_refuses_with_numbers(site: Site) -> None:
     assert "fetching layer" not in node.text()
 
 
-def test_the_command_boots_until_login_and_leaves_nothing_behind(site: Site, tmp_path: Path) -> None:
+VNFS = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()"]
+
+
+def test_the_command_boots_until_login_and_ends_its_machine(site: Site, tmp_path: Path) -> None:
     key = tmp_path / "key.pub"
     key.write_text(site.key.public)
-    done = subprocess.run(
-        [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()", "--store", str(site.store.root), "boot",
-         "trial:1", "--ssh-key", str(key), "--console", str(tmp_path / "console"), "--until", "login", "--json"],
-        capture_output=True, text=True, timeout=PATIENCE * 2, check=False,
-    )  # fmt: skip
+    words = ["--store", site.store.root, "boot", "trial:1", "--ssh-key", key, "--console", tmp_path / "console"]
+    done = subprocess.run([*VNFS, *words, "--until", "login", "--json"], capture_output=True, text=True,
+                          timeout=PATIENCE * 2, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["capsule"] == "trial:1"
+    answer = json.loads(done.stdout)
+    assert answer["capsule"] == "trial:1"
     assert b"login:" in (tmp_path / "console").read_bytes()
-    running = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, check=False)
-    assert running.returncode == 1
+    assert not machines_with(answer["ssh"].rpartition(":")[2])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_machine_with_the_command(site: Site, tmp_path: Path, number: signal.Signals) -> None:
+    port = free_port()
+    words = ["--store", site.store.root, "boot", "trial", "--ssh-port", str(port), "--console", tmp_path / "console"]
+    process = subprocess.Popen([*VNFS, *words], stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not machines_with(str(port)):
+            time.sleep(0.1)
+        assert machines_with(str(port))
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+    assert not machines_with(str(port))
+
+
+def machines_with(port: str) -> list[str]:
+    """QEMU processes that forward this port."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().decode(errors="replace")
+        except OSError:
+            continue
+        if "qemu-system" in line.split("\0")[0] and f"127.0.0.1:{port}-" in line:
+            found.append(line)
+    return found

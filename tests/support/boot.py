@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vnfsbuild.host import mount
 from vnfsbuild.hybrid import initrd
 from vnfsbuild.store.capsules import Capsule, Config, Kernel, State, Store
 from vnfsbuild.store.toc import scan
@@ -85,6 +86,21 @@ def publish(store: Store, root: Path, *, tools: Path, scratch: Path, name: str =
                     state=State())  # fmt: skip
     return store.publish(config, layers=[blobs[0]], kernel=blobs[1], initrd=blobs[2],
                          toc=store.blobs.put_bytes(toc.dump()), sbom=store.blobs.put_bytes(b"{}"))  # fmt: skip
+
+
+def publish_delta(store: Store, base: Capsule, tree: Path, *, scratch: Path) -> Capsule:
+    """Publish the next version: `tree` as one more layer over `base`, with the tree digest of what both show."""
+    image = scratch / "delta.squashfs"
+    run("mksquashfs", str(tree), str(image), "-comp", "zstd", "-noappend", "-no-progress", "-quiet")
+    with open(image, "rb") as stream:
+        layer = store.blobs.put(stream)
+    layers = (*base.layers, layer)
+    point = scratch / "mounted"
+    point.mkdir()
+    with mount.layers([store.blobs.path(blob) for blob in layers], point) as view:
+        toc = scan(view)
+    return store.publish(replace(base.config, tree=toc.digest, parent=base.digest), layers=layers, kernel=base.kernel,
+                         initrd=base.initrd, toc=store.blobs.put_bytes(toc.dump()), sbom=base.sbom)  # fmt: skip
 
 
 @dataclass(frozen=True)

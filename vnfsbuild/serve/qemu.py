@@ -26,6 +26,7 @@ from vnfsbuild.store.capsules import Store
 # The host, as QEMU's user network shows it to the guest.
 _GATEWAY = "10.0.2.2"
 _TAIL = 20
+_KEPT = 4 << 20
 _MEMORY = re.compile(r"[1-9][0-9]{0,6}[MG]\Z")
 _LOGIN = re.compile(rb"[\w.-]+ login: ")
 # The end of a boot, or of a kernel. With vnfs.onfail=halt QEMU ends a moment later.
@@ -46,7 +47,7 @@ class Hardware:
 
 
 class Guest:
-    """A machine that runs. `console` is everything its serial console said so far."""
+    """A machine that runs. `console` is what its serial console said so far, the last few megabytes of it."""
 
     def __init__(self, process: subprocess.Popen[bytes], hardware: Hardware, sinks: tuple[IO[bytes], ...]) -> None:
         self.process = process
@@ -132,7 +133,7 @@ class Guest:
                     sink.write(piece)
                     sink.flush()
                 with self._changed:
-                    self.console += piece
+                    self.console = (self.console + piece)[-_KEPT:]
                     self._changed.notify_all()
         with self._changed:
             self._changed.notify_all()
