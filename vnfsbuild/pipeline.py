@@ -167,11 +167,12 @@ def _make_root(
     phase(Phase.PRE)
     kin.install(root, held, packages, requested=wanted.packages, scratch=space, monitor=tools.monitor)
     fs.remove_tree(packages)
-    for tree in wanted.files:
-        policy.lay_over(root, tree)
-    phase(Phase.POST)
     with tools.monitor.step("hybridize"):
         policy.hybridize(root, profile)
+        for tree in wanted.files:
+            policy.lay_over(root, tree)
+    phase(Phase.POST)
+    with tools.monitor.step("scrub"):
         kin.scrub(root)
     phase(Phase.PACK)
 

@@ -1,4 +1,4 @@
-"""A recipe becomes a lock only from indexes that are signed, current and whole. With a real gpgv and real .deb files."""
+"""A recipe becomes a lock only from indexes that are signed, current and whole: real gpgv, real .deb files."""
 
 from __future__ import annotations
 
@@ -201,7 +201,8 @@ def test_another_repository_adds_packages_under_its_own_key(site: Site, tmp_path
     with signer(tmp_path / "vendor-key") as vendor:
         extra = Repository(tmp_path / "vendor", vendor)
         extra.write("stable", [Deb("vendor-tool", "3", depends="libhello"), Deb("hello", "9:1")])
-        site.extra = f'[[repo]]\nuri = "{extra.root.as_uri()}"\nsuite = "stable"\ncomponents = ["main"]\nkey = "{vendor.armored}"\n'
+        where = f'uri = "{extra.root.as_uri()}"\nsuite = "stable"\ncomponents = ["main"]\n'
+        site.extra = f'[[repo]]\n{where}key = "{vendor.armored}"\n'
         site.include = ["vendor-tool", "hello"]
         lock = site.resolve()
         assert lock.repositories[-1].signed_by == vendor.fingerprint

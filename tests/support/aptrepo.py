@@ -452,6 +452,12 @@ class Apt:
         text = self._run("-s", "install", word, *names)
         return set(re.findall(r"^Inst (\S+) \((\S+) ", text, re.MULTILINE))
 
+    def straight(self, names: Sequence[str]) -> bool:
+        """Whether apt gets there by following dependencies alone, without giving up an alternative on the way."""
+        words = ("-s", "install", "--no-install-recommends", "-o", "Debug::pkgDepCache::Marker=1", *names)
+        done = subprocess.run(["apt-get", *words], env=self._env, capture_output=True, check=False, text=True)
+        return done.returncode == 0 and "can't be satisfied" not in done.stderr
+
 
 class AptFailed(Exception):
     """apt-get said no."""

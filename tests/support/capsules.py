@@ -27,7 +27,8 @@ FILES: Mapping[str, bytes | None] = {
 
 def random_bytes(size: int, seed: int = 1) -> bytes:
     """The same incompressible bytes for the same seed."""
-    return random.Random(seed).randbytes(size)
+    source, piece = random.Random(seed), 64 << 20
+    return b"".join(source.randbytes(min(piece, size - start)) for start in range(0, size, piece))
 
 
 def make_capsule(

@@ -170,7 +170,7 @@ def test_a_pin_takes_that_version(tmp_path: Path) -> None:
     main, security = [Deb("a", "1.0")], [Deb("a", "2.0")]
     assert solve(universe(tmp_path, main, security, pins=pins), wanted)[0].version == "1.0"
     wanted, pins = pinned(["a=3"])
-    with pytest.raises(ResolveError, match=r"a=3, and only 2\.0, 1\.0 exists"):
+    with pytest.raises(ResolveError, match=r"a=3, and only 2\.0, 1\.0 exist"):
         solve(universe(tmp_path, main, security, pins=pins), wanted)
 
 

@@ -107,7 +107,7 @@ LISTED = {
             ["http://b.example/debian", "https://i.example/debian", "https://i.example/security"],
         ),
     ],
-    ids=["recipe", "recipe, one tree", "site", "site, both", "site, security", "host", "other suite", "other host", "lines"],
+    ids=["recipe", "one tree", "site", "site, both", "site, security", "host", "other suite", "other host", "lines"],
 )  # fmt: skip
 def test_order_of_places(
     tmp_path: Path, suite: str, files: dict[str, str], said: dict[str, str], expected: list[str]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vnfsbuild.deliver.registry import Moved
     from vnfsbuild.store.capsules import Capsule
 
+# Each form of file is a writer in deliver.export and a row here.
 _FORMATS = click.Choice(["vnfs"])
 _PLAIN = click.option("--plain-http", is_flag=True, help="Speak http: only inside a network you trust.")
 _NAME = click.option("--name", metavar="NAME", help="Enter it as the next version of another name.")
@@ -41,7 +42,7 @@ def export_command(app: App, capsule: str, file: Path | None, kind: str, force: 
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path))
 @_NAME
 def import_command(app: App, file: Path, name: str | None) -> None:
-    """Take a capsule in from a file (- reads standard input), under the name and number it bears. Nothing in it runs."""
+    """Take a capsule in from a file (- is standard input), under the name and number it bears. Nothing in it runs."""
     from vnfsbuild.deliver.importer import read_vnfs
     from vnfsbuild.errors import VnfsError
 
@@ -58,7 +59,7 @@ def import_command(app: App, file: Path, name: str | None) -> None:
 
 @command(
     "push",
-    example="vnfs push compute registry.example.org/hpc/compute\nvnfs push compute:2 localhost:5000/compute:test",
+    example="vnfs push compute registry.example.org/hpc/compute\nvnfs push compute:2 localhost:5000/c:test",
 )
 @click.argument("capsule")
 @click.argument("place", metavar="REGISTRY/REPO[:TAG]")
@@ -78,14 +79,12 @@ def push_command(app: App, capsule: str, place: str, plain_http: bool) -> None:
     _say(app, moved, f"{found.reference} -> {moved.reference}")
 
 
-@command(
-    "pull", example="vnfs pull registry.example.org/hpc/compute:2\nvnfs pull localhost:5000/compute@sha256:<digest>"
-)
+@command("pull", example="vnfs pull registry.example.org/hpc/compute:2\nvnfs pull localhost:5000/c@sha256:<digest>")
 @click.argument("place", metavar="REGISTRY/REPO[:TAG|@DIGEST]")
 @_NAME
 @_PLAIN
 def pull_command(app: App, place: str, name: str | None, plain_http: bool) -> None:
-    """Fetch a capsule from a registry: only the parts that are not here. Run it again to go on after an interruption."""
+    """Fetch a capsule from a registry: only the parts that are not here. Interrupted, it goes on when run again."""
     from vnfsbuild.deliver.registry import pull
     from vnfsbuild.deliver.remote import Remote
 

@@ -126,7 +126,25 @@ def _changed(below: Mapping[str, Entry], new: Toc) -> set[str]:
         before = {below[path].link if path in below else "" for path in paths}
         if len(before) > 1 or "" in before or not changed.isdisjoint(paths):
             changed.update(paths)
-    return changed
+    return changed | _split(below, new.by_path(), changed, links)
+
+
+def _split(
+    below: Mapping[str, Entry], above: Mapping[str, Entry], changed: set[str], links: Mapping[str, list[str]]
+) -> set[str]:
+    """Names that must be written although nothing but their being one file with others ended: left in the layer
+    below, they would still be."""
+    staying: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for path, entry in below.items():
+        if entry.link and path in above and path not in changed:
+            staying[entry.link][above[path].link or path].append(path)
+    found: set[str] = set()
+    for parts in staying.values():
+        keep = max(parts, key=lambda part: len(parts[part]))
+        for part, paths in parts.items():
+            if part != keep:
+                found.update(links.get(part, paths))
+    return found
 
 
 def parent_of(path: str) -> str:
@@ -137,9 +155,10 @@ def _with_ancestors(paths: Iterable[str]) -> set[str]:
     """The directories above `paths`."""
     found: set[str] = set()
     for path in paths:
-        while path != "/":
-            path = parent_of(path)
-            if path in found:
+        above = path
+        while above != "/":
+            above = parent_of(above)
+            if above in found:
                 break
-            found.add(path)
+            found.add(above)
     return found

@@ -14,9 +14,6 @@ from vnfsbuild.progress import Monitor, Step
 from vnfsbuild.store.capsules import Capsule, Store
 from vnfsbuild.store.cas import CHUNK, LocalBlobs
 
-# What `vnfs export --format` takes. Other formats are further writers beside `write_vnfs`.
-FORMATS = ("vnfs",)
-
 
 def default_name(capsule: Capsule) -> str:
     """NAME-VERSION.vnfs"""

@@ -15,7 +15,7 @@ from urllib.parse import urlencode, urljoin, urlsplit
 import requests
 
 from vnfsbuild.deliver.remote import Remote
-from vnfsbuild.deliver.transport import Http, printable, read_bounded, stream
+from vnfsbuild.deliver.transport import Http, bare, printable, read_bounded, stream
 from vnfsbuild.errors import NetworkError, NotFound, TrustError, VnfsError
 from vnfsbuild.model import Blob
 from vnfsbuild.store.capsules import MANIFEST
@@ -95,10 +95,10 @@ class Repository:
 
     # ---- blobs
 
-    def has(self, blob: Blob) -> bool:
+    def has(self, blob: Blob, *, retry: bool = True) -> bool:
         """Whether the registry has a blob of that name and size."""
         try:
-            response = self.http.send("HEAD", self._blob(blob), ok=frozenset({200}))
+            response = self.http.send("HEAD", self._blob(blob), ok=frozenset({200}), retry=retry)
         except NotFound:
             return False
         response.close()
@@ -109,7 +109,7 @@ class Repository:
         """The content of a blob from `offset` on, or from where the server would rather begin (0): yields that offset
         and the pieces. Content is not verified here, but never more than the blob's size is yielded."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
-        response = self.http.send("GET", self._blob(blob), ok=frozenset({200, 206, 416}), headers=headers)
+        response = self.http.send("GET", self._blob(blob), ok=frozenset({200, 206, 416}), headers=headers, retry=False)
         with response:
             start = 0
             if response.status_code == 206:
@@ -155,19 +155,21 @@ class Repository:
                     sent += size
                 self._finish(location, blob)
                 return
-            except NetworkError:
+            except NetworkError as error:
                 location, sent = self._resume_at(location)
                 failures = 0 if sent > best else failures + 1
                 best = max(best, sent)
                 if failures > self.http.retries:
                     raise
-                self.http.pause(failures)
-                if not location and self.has(blob):
-                    return
+                self.http.pause(failures, error)
+                with suppress(NetworkError):
+                    if not location and self.has(blob, retry=False):
+                        return
 
     def _begin(self) -> str:
         url = f"{self._root}/blobs/uploads/"
-        return self._location(self.http.send("POST", url, ok=frozenset({201, 202}), headers={"Content-Length": "0"}))
+        headers = {"Content-Length": "0"}
+        return self._location(self.http.send("POST", url, ok=frozenset({201, 202}), headers=headers, retry=False))
 
     def _piece(self, location: str, path: Path, start: int, size: int, advance: Advance) -> str:
         headers = {"Content-Type": _BINARY, "Content-Range": f"{start}-{start + size - 1}"}
@@ -186,11 +188,11 @@ class Repository:
             raise _NoPieces
         if response.status_code in {404, 416}:
             response.close()
-            raise NetworkError(f"{_bare(location)}: the registry lost track of the upload")
+            raise NetworkError(f"{bare(location)}: the registry lost track of the upload")
         received = _RECEIVED.match(response.headers.get("Range", ""))
         if received and int(received[1]) + 1 != start + size:
             response.close()
-            raise NetworkError(f"{_bare(location)}: the registry counted {int(received[1]) + 1} bytes")
+            raise NetworkError(f"{bare(location)}: the registry counted {int(received[1]) + 1} bytes")
         return self._location(response)
 
     def _resume_at(self, location: str) -> tuple[str, int]:
@@ -198,10 +200,11 @@ class Repository:
         if not location:
             return "", 0
         with suppress(VnfsError):
-            response = self.http.send("GET", location, ok=frozenset({200, 204}))
+            response = self.http.send("GET", location, ok=frozenset({200, 204}), retry=False)
             received = _RECEIVED.match(response.headers.get("Range", ""))
             following = self._location(response)
-            # "0-0" is what some registries answer for one byte, and for none.
+            # "0-0" is what some registries answer for one byte, and for none. docker-registry 2.8 refuses this call
+            # when the connection broke within a piece: then all is sent again.
             if received and int(received[1]) > 0:
                 return following, int(received[1]) + 1
         return "", 0
@@ -218,7 +221,7 @@ class Repository:
             headers = {"Content-Type": _BINARY}
             self.http.send("PUT", url, ok=frozenset({200, 201, 204}), headers=headers, body=body, retry=False).close()
         except NotFound as error:
-            raise NetworkError(f"{_bare(location)}: the registry lost track of the upload") from error
+            raise NetworkError(f"{bare(location)}: the registry lost track of the upload") from error
 
     def _location(self, response: requests.Response) -> str:
         """Where the registry wants the next request: perhaps relative, perhaps with a query that must be kept."""
@@ -239,7 +242,3 @@ class Repository:
 
 class _NoPieces(Exception):
     """The registry takes blobs only whole."""
-
-
-def _bare(location: str) -> str:
-    return printable(location.partition("?")[0])

@@ -153,11 +153,11 @@ def _fill(repository: Repository, blob: Blob, out: IO[bytes], count: _Count) -> 
     while (offset := out.seek(0, os.SEEK_END)) < blob.size:
         try:
             _receive(repository, blob, out, offset, count)
-        except NetworkError:
+        except NetworkError as error:
             failures = 0 if out.tell() > offset else failures + 1
             if failures > repository.http.retries:
                 raise
-            repository.http.pause(failures)
+            repository.http.pause(failures, error)
 
 
 def _receive(repository: Repository, blob: Blob, out: IO[bytes], offset: int, count: _Count) -> None:

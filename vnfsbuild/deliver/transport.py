@@ -33,6 +33,14 @@ _PARAMETER = re.compile(r'([a-zA-Z_]+)\s*=\s*(?:"([^"]*)"|([^\s,"]+))')
 Body = Callable[[], Any]
 
 
+class Later(NetworkError):
+    """The server asks to be left alone for `wait` seconds, or is in trouble."""
+
+    def __init__(self, message: str, hint: str, *, wait: float) -> None:
+        super().__init__(message, hint)
+        self.wait = wait
+
+
 class Interrupted(Exception):
     """Another transfer of the same job failed; this one ends quietly."""
 
@@ -77,30 +85,31 @@ class Http:
         body: Body | None = None,
         retry: bool = True,
     ) -> requests.Response:
-        """One request, its answer unread; the caller closes it. `url` may be relative to the registry.
+        """One request, its answer unread; the caller closes it. `url` may be relative to the registry. Without
+        `retry` the caller has a loop of its own around more than one request.
 
         Raises NotFound for 404, NetworkError when no answer came in the end, TrustError for a certificate that does
         not hold, VnfsError for another refusal; each names the URL.
         """
         where = urljoin(self.base + "/", url)
         for attempt in range(self.retries + 1):
-            wait = 0.0
             try:
                 response = self._authorized(method, where, dict(headers or {}), body)
                 if response.status_code in ok:
                     return response
                 problem = _refusal(method, where, response)
-                wait = _retry_after(response)
                 response.close()
             except NetworkError as error:
                 problem = error
             if not isinstance(problem, NetworkError) or not retry or attempt == self.retries:
                 raise problem
-            self.pause(attempt, at_least=wait)
+            self.pause(attempt, problem)
         raise AssertionError("unreachable")
 
-    def pause(self, attempt: int, *, at_least: float = 0.0) -> None:
-        """Wait before asking again: longer each time, and never in step with others. Raises Interrupted."""
+    def pause(self, attempt: int, problem: NetworkError) -> None:
+        """Wait before asking again: longer each time, never in step with others, and as long as the server wants.
+        Raises Interrupted."""
+        at_least = problem.wait if isinstance(problem, Later) else 0.0
         backoff = min(15.0, 0.3 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
         if self.stop.wait(max(backoff, at_least)):
             raise Interrupted
@@ -137,7 +146,7 @@ class Http:
         except ValueError:
             scheme = ""
         if not target or scheme not in {"http", "https"} or (scheme == "http" and urlsplit(url).scheme == "https"):
-            raise TrustError(f"{url} redirects to {printable(target)!r}, which is no safe address")
+            raise TrustError(f"{bare(url)} redirects to {printable(target)!r}, which is no safe address")
         return following
 
     def _once(
@@ -158,13 +167,13 @@ class Http:
             )
         except requests.exceptions.SSLError as error:
             raise TrustError(
-                f"{url}: the server's certificate does not hold: {_reason(error)}",
+                f"{bare(url)}: the server's certificate does not hold: {_reason(error)}",
                 "use a certificate this host trusts (REQUESTS_CA_BUNDLE), or --plain-http inside a trusted network",
             ) from error
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, ValueError) as error:
-            raise VnfsError(f"{printable(url)} is no address: {_reason(error)}") from error
+            raise VnfsError(f"{bare(url)} is no address: {_reason(error)}") from error
         except requests.RequestException as error:
-            raise NetworkError(f"{url}: {_reason(error)}", "is the registry running, and reachable?") from error
+            raise NetworkError(f"{bare(url)}: {_reason(error)}", "is the registry running, and reachable?") from error
 
     def _ours(self, url: str) -> bool:
         return _origin(url) == _origin(self.base)
@@ -202,7 +211,7 @@ class Http:
             if not isinstance(token, str) or not token.isascii() or not token.isprintable():
                 raise ValueError("the token is not a word")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise VnfsError(f"{url} gave no token: {error}") from error
+            raise VnfsError(f"{bare(url)} gave no token: {error}") from error
         return token
 
 
@@ -212,23 +221,30 @@ def read_bounded(response: requests.Response, limit: int) -> bytes:
     for chunk in stream(response, 1 << 16):
         data += chunk
         if len(data) > limit:
-            raise TrustError(f"{response.url} answers with more than {limit} bytes")
+            raise TrustError(f"{bare(response.url or '')} answers with more than {limit} bytes")
     return bytes(data)
 
 
 def stream(response: requests.Response, size: int) -> Iterator[bytes]:
     """The body piece by piece. Raises NetworkError when it breaks off, TrustError when it is encoded."""
     if response.headers.get("Content-Encoding", "identity") != "identity":
-        raise TrustError(f"{response.url} sends encoded bytes although we asked for plain ones")
+        raise TrustError(f"{bare(response.url or '')} sends encoded bytes although we asked for plain ones")
     try:
         yield from response.iter_content(size)
     except requests.RequestException as error:
-        raise NetworkError(f"{response.url} broke off: {_reason(error)}", "run it again: it resumes") from error
+        raise NetworkError(
+            f"{bare(response.url or '')} broke off: {_reason(error)}", "run it again: it resumes"
+        ) from error
 
 
 def printable(text: str) -> str:
     """Text from a stranger, fit for a terminal."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:300])
+
+
+def bare(url: str) -> str:
+    """An address as it may be shown: its query can carry what lets others in."""
+    return printable(url.partition("?")[0])
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:
@@ -252,13 +268,13 @@ def _refusal(method: str, url: str, response: requests.Response) -> VnfsError:
     with suppress(VnfsError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         first = json.loads(read_bounded(response, 1 << 16))["errors"][0]
         said = f" ({printable(str(first.get('code')))}: {printable(str(first.get('message')))})"
-    text = f"{method} {url}: the registry answers {response.status_code}{said}"
+    text = f"{method} {bare(url)}: the registry answers {response.status_code}{said}"
     if response.status_code == 404:
         return NotFound(text, "check the name; a registry may also hide what needs credentials")
     if response.status_code in {401, 403}:
         return VnfsError(text, "these credentials may not do that; see docker login, or VNFS_REGISTRY_USER")
     if response.status_code in _AGAIN:
-        return NetworkError(text, "the registry is in trouble; try again later")
+        return Later(text, "the registry is in trouble; try again later", wait=_retry_after(response))
     if "DIGEST_INVALID" in said:
         return TrustError(text, "the bytes sent are not what they are named by: vnfs verify")
     return VnfsError(text)

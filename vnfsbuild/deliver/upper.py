@@ -30,11 +30,13 @@ _MAGIC, _INO32_GEN = 0xFB, 1
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """An upper directory as read. `sources` says where the content of each file is, `dropped` which paths were left
+    """An upper directory as read. `sources` says where the content of each file is, `shared` (by
+    sha256) that of files which have several names; `dropped` which paths were left
     out because they must not be published, `warnings` what could not be kept."""
 
     upper: Upper
     sources: dict[str, Path]
+    shared: dict[str, Path]
     dropped: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -48,7 +50,11 @@ def read(upper: Path, work: Path, *, below: Toc, volatile: Sequence[str] = ()) -
     indexed = tuple(reader.indexed(work / "index"))
     entries = tuple(reader.settled())
     return Edits(
-        Upper(entries, frozenset(reader.opaque), indexed), reader.sources, tuple(reader.dropped), tuple(reader.warnings)
+        Upper(entries, frozenset(reader.opaque), indexed),
+        reader.sources,
+        reader.shared,
+        tuple(reader.dropped),
+        tuple(reader.warnings),
     )
 
 
@@ -60,6 +66,7 @@ class _Reader:
         self._entries: list[Entry] = []
         self.opaque: set[str] = set()
         self.sources: dict[str, Path] = {}
+        self.shared: dict[str, Path] = {}
         self.dropped: list[str] = []
         self.warnings: list[str] = []
 
@@ -112,6 +119,7 @@ class _Reader:
             entry = replace(self._cleaned(raw), link=f"upper {info.st_dev}:{info.st_ino}")
             if entry.type is FileType.FILE:
                 entry = replace(entry, sha256=_sha256(Path(f"{index}{path}")))
+                self.shared[entry.sha256] = Path(f"{index}{path}")
             yield Indexed(lower, entry)
 
     def settled(self) -> Iterable[Entry]:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from subprocess import PIPE
@@ -25,6 +26,9 @@ _LEVELLED = frozenset({"zstd", "gzip"})
 _COMPRESSORS = frozenset({"zstd", "gzip", "xz", "lz4", "lzo"})
 _SIZE = re.compile(r"^file .*, uncompressed size (\d+) bytes")
 _CHUNK = 1 << 20
+# Documentation/filesystems/squashfs.rst, struct squashfs_super_block: magic, …, compression at 20, …, major version.
+_SUPERBLOCK = struct.Struct("<4s16xH6xH")
+_NUMBERED = {1: "gzip", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
 _NODES = {
     FileType.CHAR: stat.S_IFCHR,
     FileType.BLOCK: stat.S_IFBLK,
@@ -142,6 +146,17 @@ def _attributes(full: str, entry: Entry) -> None:
     for name, value in entry.xattrs:
         os.setxattr(full, name, value, follow_symlinks=False)
     os.utime(full, (entry.mtime, entry.mtime), follow_symlinks=False)
+
+
+def compressor_of(image: Path) -> str:
+    """The compressor an image was made with, from its superblock. Raises TrustError when it is not squashfs 4."""
+    with open(image, "rb") as stream:
+        head = stream.read(_SUPERBLOCK.size)
+    if len(head) == _SUPERBLOCK.size:
+        magic, number, major = _SUPERBLOCK.unpack(head)
+        if magic == b"hsqs" and major == 4 and number in _NUMBERED:
+            return _NUMBERED[number]
+    raise TrustError(f"{image} is not a squashfs image that vnfs can read")
 
 
 def read_file(image: Path, path: str, *, limit: int = 64 << 20) -> bytes | None:

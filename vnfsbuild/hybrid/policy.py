@@ -1,7 +1,8 @@
 """What turns a plain root into one that many nodes can boot: per-node identity out, first-boot units in.
 
-The defaults are files, not code: `capsules/PROFILE/files` is a tree that is laid over the root, `livesync.skip` lists
-the paths that belong to the node. Owns no package knowledge: what a distribution must forget is its family's `scrub`.
+The defaults are files, not code: `capsules/PROFILE/files` is a tree that is laid over the root, `enable` lists units,
+`livesync.skip` the paths that belong to the node. Owns no package knowledge: what a distribution must forget is its
+family's `scrub`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from vnfsbuild.errors import NotFound
 from vnfsbuild.host.sandbox import Bind, run_in
-from vnfsbuild.store.toc import list_xattrs, walk
+from vnfsbuild.store.toc import walk, xattr_names
 
 _INSIDE = "/run/vnfs/files"
 # The directory's own attributes stay the root's; links to directories are followed, inside the root.
@@ -25,10 +26,11 @@ _LAY = (
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A capsule profile: the tree laid over a root, and what livesync leaves to the node."""
+    """A capsule profile: the tree laid over a root, the units to enable, and what livesync leaves to the node."""
 
     name: str
     files: Path
+    enable: tuple[str, ...]
     livesync_skip: tuple[str, ...]
 
 
@@ -38,7 +40,7 @@ def profile(name: str, directory: Path) -> Profile:
     if not place.is_dir():
         known = ", ".join(sorted(path.name for path in directory.iterdir())) if directory.is_dir() else "none"
         raise NotFound(f"there is no capsule profile {name}", f"profiles: {known}")
-    return Profile(name, place / "files", read_list(place / "livesync.skip"))
+    return Profile(name, place / "files", read_list(place / "enable"), read_list(place / "livesync.skip"))
 
 
 def read_list(path: Path) -> tuple[str, ...]:
@@ -61,6 +63,8 @@ def lay_over(root: Path, tree: Path) -> None:
 def hybridize(root: Path, chosen: Profile) -> None:
     """Make `root` one that boots stateless: the profile's files in, what is one machine's own out."""
     lay_over(root, chosen.files)
+    if chosen.enable and (root / "bin/systemctl").exists():
+        run_in(root, ["systemctl", "--quiet", "enable", *chosen.enable], what="systemctl enable")
     machine_id = root / "etc/machine-id"
     machine_id.unlink(missing_ok=True)
     machine_id.touch(mode=0o444)
@@ -71,7 +75,7 @@ def drop_acls(root: Path) -> tuple[str, ...]:
     lost = []
     for path, _ in walk(root):
         full = f"{root}{path}"
-        acls = [name for name in list_xattrs(full) if name.startswith("system.posix_acl_")]
+        acls = [name for name in xattr_names(full) if name.startswith("system.posix_acl_")]
         for name in acls:
             os.removexattr(full, name, follow_symlinks=False)
         if acls:

@@ -37,7 +37,7 @@ def _component(package: Package, family: str, distro: str) -> dict[str, Any]:
 
 
 def packages(sbom: bytes) -> tuple[Package, ...]:
-    """The packages of a bill of materials, sorted. Raises TrustError when it is not one that vnfs could have written."""
+    """The packages of a bill of materials, sorted. Raises TrustError when it is not one of vnfs."""
     try:
         document = json.loads(sbom)
         if document["bomFormat"] != "CycloneDX":

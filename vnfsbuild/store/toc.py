@@ -222,15 +222,14 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                     pending.append(path)
 
 
-def list_xattrs(path: str) -> list[str]:
-    """Names of the extended attributes of a path, sorted; a link itself is asked, not what it points to."""
+def xattr_names(full: str) -> list[str]:
+    """The names of a path's xattrs, sorted; none where the file system has none (a squashfs image without a table)."""
     try:
-        return sorted(os.listxattr(path, follow_symlinks=False))
+        return sorted(os.listxattr(full, follow_symlinks=False))
     except OSError as error:
-        # A squashfs image in which nothing has attributes answers that it does not know them.
-        if error.errno == errno.ENOTSUP:
-            return []
-        raise
+        if error.errno != errno.ENOTSUP:
+            raise
+        return []
 
 
 def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: bool = False) -> Entry:
@@ -240,7 +239,7 @@ def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: b
     kind = _TYPES[stat.S_IFMT(info.st_mode)]
     xattrs = tuple(
         (name, os.getxattr(full, name, follow_symlinks=False))
-        for name in list_xattrs(full)
+        for name in xattr_names(full)
         if overlay_xattrs or not name.startswith(OVERLAY_XATTR)
     )
     is_device = kind in {FileType.CHAR, FileType.BLOCK}

@@ -55,7 +55,7 @@ class Explainer:
         if versions and relation.name in self._universe.pins:
             return f"the recipe pins {relation.name} to {self._universe.pins[relation.name]}"
         if versions:
-            return f"only {relation.name} {', '.join(versions[:3])} exists"
+            return f"only {relation.name} {_and(versions)}"
         providers = self._universe.providers(relation.name)
         if providers:
             names = ", ".join(f"{item.name} {item.version}" for item in providers[:3])
@@ -87,6 +87,11 @@ def _ordered(facts: Sequence[Fact]) -> list[Fact]:
     return ordered
 
 
+def _and(versions: Sequence[str]) -> str:
+    """`1.0 exists`, `2.0, 1.0 exist`: the newest three."""
+    return f"{', '.join(versions[:3])} exist{'' if len(versions) > 1 else 's'}"
+
+
 def _or(group: Alternatives) -> str:
     return " or ".join(str(relation) for relation in group)
 
@@ -97,7 +102,7 @@ def unknown(universe: Universe, name: str, providers: Sequence[Candidate]) -> Re
     versions = universe.versions(name)
     if pin and versions:
         return ResolveError(
-            f"the recipe wants {name}={pin}, and only {', '.join(versions[:5])} exists", f"include {name}={versions[0]}"
+            f"the recipe wants {name}={pin}, and only {_and(versions)}", f"include {name}={versions[0]}"
         )
     if providers:
         names = ", ".join(item.name for item in providers)

@@ -9,7 +9,7 @@ import email.utils
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -209,8 +209,3 @@ def package_url(base: str, filename: str) -> str:
     if re.search(r"[\x00-\x20\x7f?#\\]", filename) or ("%" in filename and re.search(r"%(2e|2f)", filename, re.I)):
         raise TrustError(f"{base} names a package file {filename!r}", "do not use it")
     return f"{base}/{filename}"
-
-
-def suites_of(opened: Sequence[Opened]) -> str:
-    """The suites, for messages."""
-    return ", ".join(item.locked.suite for item in opened)

@@ -46,13 +46,13 @@ VOLATILE: tuple[str, ...] = (
     "/root/.lesshst",
     "/root/.viminfo",
     "/root/.cache/**",
-    "/tmp/**",
-    "/var/tmp/**",
+    "/tmp/**",  # noqa: S108
+    "/var/tmp/**",  # noqa: S108
     "/run/**",
     "/dev/**",
 )
-# A root without them does not boot or does not configure: they stay, empty.
-_EMPTIED = frozenset({"/etc/machine-id"})
+# A file must be there for a node's own, or the host's, to be laid over: they stay, empty.
+_EMPTIED = frozenset({"/etc/machine-id", "/etc/resolv.conf"})
 # Directories of which dpkg, apt and systemd expect that they are there.
 _KEPT_DIRECTORIES = frozenset(
     {"/var/lib/apt/lists/partial", "/var/cache/apt/archives", "/var/cache/apt/archives/partial"}
@@ -73,8 +73,9 @@ def is_volatile(path: str) -> bool:
 def scrub(root: Path) -> tuple[str, ...]:
     """Remove from the tree at `root` what must never be published, and return the paths that went or were emptied.
 
-    /etc/machine-id stays as an empty file: a read-only root needs one to lay the node's own over. Device nodes below
-    /dev are removed, for every node mounts its own there. The times of the directories that lost something are kept.
+    /etc/machine-id and /etc/resolv.conf stay as empty files: a read-only root needs them to lay the node's own over.
+    Device nodes below /dev are removed, for every node mounts its own there. The times of the directories that lost
+    something are kept.
     """
     found = [(path, info) for path, info in walk(root) if is_volatile(path)]
     gone = []

@@ -14,7 +14,10 @@ from vnfsbuild.host.sandbox import Bind
 _LISTS, _CACHE, _POLICY = "/var/lib/apt/lists", "/var/cache/apt", "/usr/sbin/policy-rc.d"
 _FRESH_SECONDS = 24 * 3600
 # apt would drop to the user _apt, who may not write the administrator's cache; translations are nothing we show.
-_CONFIGURATION = b'APT::Sandbox::User "root";\nAcquire::Languages "none";\nDpkg::Use-Pty "0";\n'
+# Without the error mode, an update that fetched nothing succeeds.
+_CONFIGURATION = (
+    b'APT::Sandbox::User "root";\nAPT::Update::Error-Mode "any";\nAcquire::Languages "none";\nDpkg::Use-Pty "0";\n'
+)
 _NO_DAEMONS = b"#!/bin/sh\n# Laid here by vnfs shell while it runs: nothing is started inside a capsule.\nexit 101\n"
 _APT = frozenset({"apt", "apt-get", "aptitude"})
 
@@ -24,8 +27,7 @@ def binds(root: Path, cache: Path) -> tuple[Bind, ...]:
     lists, downloads = cache / "lists", cache / "cache"
     make_directory(lists / "partial")
     make_directory(downloads / "archives/partial")
-    if not (downloads / "vnfs.conf").exists():
-        atomic_write(downloads / "vnfs.conf", _CONFIGURATION)
+    atomic_write(downloads / "vnfs.conf", _CONFIGURATION)
     wanted = ((lists, _LISTS), (downloads, _CACHE))
     return tuple(Bind(source, target) for source, target in wanted if Path(f"{root}{target}").is_dir())
 
@@ -59,7 +61,7 @@ def no_daemons(root: Path) -> Iterator[None]:
     if policy.exists() or policy.is_symlink() or not policy.parent.is_dir():
         yield
         return
-    before = (os.stat(policy.parent), _names(policy.parent))
+    before = (policy.parent.stat(), _names(policy.parent))
     policy.write_bytes(_NO_DAEMONS)
     policy.chmod(0o755)
     try:
@@ -68,6 +70,24 @@ def no_daemons(root: Path) -> Iterator[None]:
         sweep(root)
         if _names(policy.parent) == before[1]:
             os.utime(policy.parent, ns=(before[0].st_atime_ns, before[0].st_mtime_ns))
+
+
+@contextmanager
+def resolver(root: Path) -> Iterator[None]:
+    """While the context lasts there is an /etc/resolv.conf, over which the sandbox lays the host's."""
+    file = Path(f"{root}/etc/resolv.conf")
+    if file.exists() or file.is_symlink() or not file.parent.is_dir():
+        yield
+        return
+    before = (file.parent.stat(), _names(file.parent))
+    file.touch()
+    try:
+        yield
+    finally:
+        if file.is_file() and file.stat().st_size == 0:
+            file.unlink()
+        if _names(file.parent) == before[1]:
+            os.utime(file.parent, ns=(before[0].st_atime_ns, before[0].st_mtime_ns))
 
 
 def sweep(root: Path) -> None:

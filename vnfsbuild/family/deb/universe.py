@@ -101,6 +101,7 @@ class Universe:
     def __post_init__(self) -> None:
         self.candidate = functools.cache(self._candidate)
         self.solutions = functools.cache(self._solutions)
+        self._met = functools.cache(self._first_met)
 
     def _candidate(self, name: str) -> Candidate | None:
         pinned = self.pins.get(name)
@@ -159,7 +160,7 @@ class Universe:
         keyed = [((*rank, *self._met(item.name)), item) for rank, item in zip(ranks, providers, strict=True)]
         return [item for _, item in sorted(keyed, key=lambda pair: pair[0])]
 
-    def _met(self, name: str) -> tuple[int, int]:
+    def _first_met(self, name: str) -> tuple[int, int]:
         for number, index in enumerate(self.indexes):
             place = index.first_mention(name)
             if place >= 0:
