@@ -159,6 +159,25 @@ def test_more_bytes_than_promised_are_cut_off(tmp_path: Path) -> None:
     assert not (tmp_path / "layer").exists()
 
 
+def test_a_document_that_breaks_off_is_asked_for_again_and_not_called_damaged(tmp_path: Path) -> None:
+    with server("breaks off") as (url, asked):
+        code, said = shell(
+            tmp_path,
+            f"servers='{url}' attempts=2\nrandom() {{ echo 0; }}\n"
+            f"fetch download 'boot plan' {DIGEST} {tmp_path}/plan 500000\necho FETCHED $giver",
+        )
+    assert (code, len(asked)) == (0, 2)
+    assert said.splitlines()[-1] == f"FETCHED {url}"
+
+
+def test_a_document_that_is_too_long_is_not_taken(tmp_path: Path) -> None:
+    with server("well") as (url, _):
+        code, said = shell(
+            tmp_path, f"servers='{url}' attempts=1\nfetch download 'boot plan' {DIGEST} {tmp_path}/plan 100"
+        )
+    assert (code, said[:28]) == (9, "DIE no server has the boot p")
+
+
 def test_nobody_having_it_ends_after_bounded_tries(tmp_path: Path) -> None:
     code, said = fetch(tmp_path, "http://127.0.0.1:1")
     assert code == 9

@@ -158,6 +158,18 @@ def test_a_key_of_the_keyring_that_the_table_does_not_name_may_not_sign(site: Si
         verify(path, what="it", keyrings=[archive_key.keyring], signers=["0" * 40])
 
 
+def test_a_signature_over_a_broken_digest_is_refused(tmp_path: Path) -> None:
+    from vnfsbuild.family.openpgp import verify
+
+    with signer(tmp_path / "old", "rsa2048") as old:
+        path = tmp_path / "InRelease"
+        path.write_bytes(old.clearsign("Suite: bookworm\n", "--digest-algo", "SHA256"))
+        assert verify(path, what="it", keyrings=[old.keyring]).content == b"Suite: bookworm\n"
+        path.write_bytes(old.clearsign("Suite: bookworm\n", "--digest-algo", "SHA1"))
+        with pytest.raises(TrustError, match="not signed by a key that may sign it"):
+            verify(path, what="it", keyrings=[old.keyring])
+
+
 def test_a_missing_keyring_is_a_matter_of_this_host(site: Site) -> None:
     site.keyring = site.where / "nowhere.gpg"
     with pytest.raises(HostError, match=r"nowhere\.gpg"):

@@ -147,10 +147,10 @@ def _member(path: str, mode: int, kind: bytes) -> tarfile.TarInfo:
 class Signer:
     """A key pair in a GnuPG directory of its own. `keyring` is the public half, binary; `armored` the same as text."""
 
-    def __init__(self, home: Path, name: str = "Test Archive") -> None:
+    def __init__(self, home: Path, name: str = "Test Archive", kind: str = "ed25519") -> None:
         self.home = home
         home.mkdir(mode=0o700, parents=True)
-        self._gpg("--quick-generate-key", f"{name} <archive@example.org>", "ed25519", "sign", "never")
+        self._gpg("--quick-generate-key", f"{name} <archive@example.org>", kind, "sign", "never")
         listing = self._gpg("--list-keys", "--with-colons").decode()
         self.fingerprint = re.findall(r"^fpr:+([0-9A-F]{40}):", listing, re.MULTILINE)[0]
         self.keyring = home / "public.gpg"
@@ -158,9 +158,9 @@ class Signer:
         self.armored = home / "public.asc"
         self.armored.write_bytes(self._gpg("--export", "--armor"))
 
-    def clearsign(self, text: str) -> bytes:
-        """`text` as an InRelease file."""
-        return self._gpg("--clearsign", data=text.encode())
+    def clearsign(self, text: str, *options: str) -> bytes:
+        """`text` as an InRelease file. `options` are gpg's."""
+        return self._gpg(*options, "--clearsign", data=text.encode())
 
     def close(self) -> None:
         """End the agent that gpg started for this key."""
@@ -464,9 +464,9 @@ class AptFailed(Exception):
 
 
 @contextmanager
-def signer(home: Path) -> Iterator[Signer]:
+def signer(home: Path, kind: str = "ed25519") -> Iterator[Signer]:
     """A key for the duration of a session: see the fixture `archive_key` in tests/conftest.py."""
-    made = Signer(home)
+    made = Signer(home, kind=kind)
     try:
         yield made
     finally:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import shutil
 import stat
 from collections.abc import Iterator
@@ -266,7 +265,7 @@ def _unmount_layers(place: Place) -> None:
 def forget(place: Place, state: State) -> None:
     """Drop what was open, by one rename, once it is published or thrown away. Its view is unmounted already."""
     _unmount_layers(place)
-    trash = place.parent / f".gone-{secrets.token_hex(6)}"
+    trash = place.parent / f".gone-{os.urandom(6).hex()}"
     place.root.rename(trash)
     if state.made_at:
         with suppress(OSError):  # somebody put something there: theirs

@@ -23,7 +23,8 @@ from vnfsbuild.host.run import require_root
 from vnfsbuild.model import Blob
 from vnfsbuild.progress import Monitor
 from vnfsbuild.store import sbom
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Capsule, Config, Store
+from vnfsbuild.store.cas import digest_of
 from vnfsbuild.store.toc import Entry, FileType, Toc, losses, read_entry, walk
 
 _KERNEL_PATHS = ("/boot/vmlinuz-", "/lib/modules/", "/usr/lib/modules/")
@@ -54,8 +55,12 @@ def umount(store: Store, work: Path, name: str, message: str, monitor: Monitor) 
     with place.lock():
         state = place.need()
         with mounts.detached(store, place, state) as base:
-            shell.sweep(place.upper)
-            outcome = _publish(store, place, base, message, monitor)
+            try:
+                shell.sweep(place.upper)
+                outcome = _publish(store, place, base, message, monitor)
+            except BaseException:
+                monitor.note(f"the edits are kept: vnfs umount {name} again, or vnfs mount {name} to go on with them")
+                raise
             mounts.forget(place, state)
     return outcome
 
@@ -69,13 +74,16 @@ def _publish(store: Store, place: mounts.Place, base: Capsule, message: str, mon
     changes = members(parent, new)
     if not _worth_publishing(changes, parent):
         return Outcome(base.reference, None, dropped=edits.dropped)
-    known = _published(store, base, place.name, new)
+    text = new.canonical()
+    tree = digest_of(text)
+    known = _published(store, base, place.name, tree)
     warnings = (*edits.warnings, *_warnings(store, base, place.name, changes))
     if known is None:
         with monitor.step("pack the edits"):
             layer = _pack(store, place.layers / "new", base, changes, edits)
             bill = _sbom(store, place, base, edits)
-            known = _enter(store, base, new, layer, name=place.name, message=message, bill=bill)
+            config = _config(base, place.name, tree, message)
+            known = _enter(store, base, config, toc=Toc.pack(text), layer=layer, bill=bill)
     hidden = sum(1 for entry in changes if is_whiteout(entry))
     return Outcome(base.reference, known, len(changes) - hidden, hidden, known.layers[-1], edits.dropped, warnings)
 
@@ -90,12 +98,12 @@ def _worth_publishing(changes: tuple[Entry, ...], parent: Toc) -> bool:
     return False
 
 
-def _published(store: Store, base: Capsule, name: str, new: Toc) -> Capsule | None:
+def _published(store: Store, base: Capsule, name: str, tree: str) -> Capsule | None:
     """The version that an earlier umount of these edits published before it was ended."""
     later = [version for version in store.versions(name) if name != base.config.name or version > base.config.version]
     for version in reversed(later):
         capsule = store.get(f"{name}:{version}")
-        if capsule.config.parent == base.digest and capsule.config.tree == new.digest:
+        if capsule.config.parent == base.digest and capsule.config.tree == tree:
             return capsule
     return None
 
@@ -151,15 +159,18 @@ def _check(image: Path, changes: tuple[Entry, ...], point: Path) -> None:
         )
 
 
-def _enter(store: Store, base: Capsule, new: Toc, layer: Blob, *, name: str, message: str, bill: Blob) -> Capsule:
+def _config(base: Capsule, name: str, tree: str, message: str) -> Config:
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    config = replace(base.config, name=name, created=created, tree=new.digest, message=message, parent=base.digest)
+    return replace(base.config, name=name, created=created, tree=tree, message=message, parent=base.digest)
+
+
+def _enter(store: Store, base: Capsule, config: Config, *, toc: bytes, layer: Blob, bill: Blob) -> Capsule:
     return store.publish(
         config,
         layers=(*base.layers, layer),
         kernel=base.kernel,
         initrd=base.initrd,
-        toc=store.blobs.put_bytes(new.dump()),
+        toc=store.blobs.put_bytes(toc),
         sbom=bill,
     )
 

@@ -21,6 +21,10 @@ _SIGNATURE = b"-----BEGIN PGP SIGNATURE-----"
 _KEY = re.compile(rb"-----BEGIN PGP PUBLIC KEY BLOCK-----\s*?\n(.*?)-----END PGP PUBLIC KEY BLOCK-----", re.DOTALL)
 
 
+# SHA-256, 384, 512 and 224, as RFC 4880 numbers them: collisions of the older ones can be made.
+_DIGESTS = frozenset({"8", "9", "10", "11"})
+
+
 @dataclass(frozen=True, slots=True)
 class Signed:
     """`content` is what was signed; `signer` the fingerprint of the primary key that signed it."""
@@ -94,7 +98,10 @@ def _accepted(status: str, signers: Sequence[str]) -> str:
         if not any(words[:1] == ["GOODSIG"] for words in lines):
             continue
         for words in lines:
-            if words[:1] == ["VALIDSIG"] and len(words) > 10 and (not signers or words[10] in signers):
+            # VALIDSIG fingerprint date timestamp expiry version reserved key-algorithm digest class primary-key
+            if words[:1] != ["VALIDSIG"] or len(words) <= 10 or words[8] not in _DIGESTS:
+                continue
+            if not signers or words[10] in signers:
                 return words[10]
     return ""
 

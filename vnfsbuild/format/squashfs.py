@@ -206,10 +206,11 @@ def read_files(image: Path, paths: Sequence[str], *, scratch: Path, limit: int =
                 descriptor = os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError:
                 continue
+            info = os.fstat(descriptor)
+            if not stat.S_ISREG(info.st_mode):
+                os.close(descriptor)
+                continue
             with open(descriptor, "rb") as stream:
-                info = os.fstat(descriptor)
-                if not stat.S_ISREG(info.st_mode):
-                    continue
                 if info.st_size > limit:
                     raise TrustError(f"{path} in {image.name} is larger than {limit} bytes")
                 found[path] = stream.read()

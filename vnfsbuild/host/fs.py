@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -40,7 +39,7 @@ def sync_directory(path: Path) -> None:
 @contextmanager
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
     """Write a file that appears complete, durable and under its name, or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as out:
             yield out
@@ -87,7 +86,7 @@ def work_directory(parent: Path, prefix: str) -> Iterator[Path]:
     """
     make_directory(parent)
     _sweep(parent, prefix)
-    path = parent / f"{prefix}-{secrets.token_hex(6)}"
+    path = parent / f"{prefix}-{os.urandom(6).hex()}"
     path.mkdir(mode=0o700)
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import IO
 
 from vnfsbuild.errors import HostError, NetworkError, UsageError, VnfsError
-from vnfsbuild.host.run import started
+from vnfsbuild.host.run import end, started
 from vnfsbuild.model import Reference
 from vnfsbuild.serve.app import ServeConfig, make_app
 from vnfsbuild.serve.server import serving
@@ -119,6 +119,10 @@ class Guest:
         except subprocess.TimeoutExpired:
             raise self._problem(f"the machine still runs after {timeout:.0f} s") from None
 
+    def finish(self) -> None:
+        """Take in what an ended machine said last."""
+        self._reader.join(5.0)
+
     def _problem(self, what: str) -> VnfsError:
         lines = [line for line in self.text().splitlines() if line.strip()]
         said = [line for line in lines if line.startswith("vnfs: ")][-3:] if _REFUSED.search(self.console) else []
@@ -163,7 +167,11 @@ def machine(hardware: Hardware, *, script: str, sinks: tuple[IO[bytes], ...] = (
     argv = command(hardware, script=script)
     with started(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         guest = Guest(process, hardware, sinks)
-        yield guest
+        try:
+            yield guest
+        finally:
+            end(process)
+            guest.finish()
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -95,7 +94,7 @@ class LocalBlobs:
     def receive(self) -> Iterator[Incoming]:
         """Take a blob in piece by piece; what was not committed is removed."""
         make_directory(self.ingest)
-        temporary = self.ingest / f"put-{secrets.token_hex(8)}"
+        temporary = self.ingest / f"put-{os.urandom(8).hex()}"
         with space_errors(temporary):
             try:
                 with open(temporary, "xb") as out:

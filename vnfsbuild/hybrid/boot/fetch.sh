@@ -44,10 +44,12 @@ transfer() {
     [ "$(size_of "$2")" -eq "$3" ]
 }
 
-# download URL FILE LIMIT: a document whose size we do not know, cut at LIMIT bytes.
+# download URL FILE LIMIT: a document whose size we do not know, of at most LIMIT bytes. What breaks off or is longer
+# did not arrive; it is no damaged document.
 download() {
-    timeout "$stall" wget -q -Y off -O - "$1" 2>/dev/null | head -c "$3" >"$2"
-    [ -s "$2" ]
+    rm -f "$2.broken"
+    { timeout "$stall" wget -q -Y off -O - "$1" 2>/dev/null || : >"$2.broken"; } | head -c "$3" >"$2"
+    [ ! -e "$2.broken" ] && [ -s "$2" ]
 }
 
 # fetch HOW KIND DIGEST FILE SIZE: HOW is transfer or download. Dies when no server has it or it is not what it says.
@@ -58,6 +60,7 @@ fetch() {
         for server in $servers; do
             if "$1" "$server/blobs/sha256/${3#sha256:}" "$4" "$5"; then
                 verify "$2" "$3" "$4"
+                giver=$server
                 return 0
             fi
         done

@@ -111,6 +111,6 @@ write_provenance() {
     done
     cat >/run/vnfs/provenance.json <<JSON
 {"capsule":"$capsule","version":$version,"manifest":"$manifest","tree":"$tree","layers":[$digests],\
-"kernel":"$(uname -r)","server":"${servers%% *}","node":"$mac","booted":"$(date -u +%Y-%m-%dT%H:%M:%SZ)"}
+"kernel":"$(uname -r)","server":"$giver","node":"$mac","booted":"$(date -u +%Y-%m-%dT%H:%M:%SZ)"}
 JSON
 }
