@@ -315,7 +315,8 @@ HOLDERS = {
         "-c",
         # mmap of the standard library keeps a descriptor open; libc's does not.
         "import ctypes, os, time; c = ctypes.CDLL(None); c.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t] +"
-        "[ctypes.c_int] * 3 + [ctypes.c_long]; f = os.open('{at}/etc/motd', os.O_RDONLY); c.mmap(None, 4096, 1, 2, f, 0);"
+        "[ctypes.c_int] * 3 + [ctypes.c_long]; f = os.open('{at}/etc/motd', os.O_RDONLY);"
+        "c.mmap(None, 4096, 1, 2, f, 0);"
         "os.close(f); print('ready', flush=True); time.sleep(60)",
     ],
     "other namespace": ["unshare", "-m", "sh", "-c", "cd {at} && echo ready && exec sleep 60"],
