@@ -116,10 +116,8 @@ def test_a_file_tree_is_laid_over_the_root_and_cannot_leave_it(site: Site) -> No
     link = Deb("link", files={"out": str(target)})
     site.publish(link)
     text = '[files]\ncopy = ["overlay"]'
-    site.run("build", site.recipe(text, include='"mini-kernel", "link"'), code=1)
+    site.json("build", site.recipe(text, include='"mini-kernel", "link"'))
     assert list(target.iterdir()) == []
-    site.publish()
-    site.json("build", site.recipe(text))
     assert read(site, "etc/motd") == b"hello\n"
     assert site.is_clean()
 
@@ -268,19 +266,22 @@ def test_a_missing_program_says_how_to_install_it(site: Site) -> None:
 def test_a_full_disk_is_said_and_loses_nothing(site: Site, which: str) -> None:
     recipe = site.recipe()
     site.json("build", recipe)
-    before = site.json("list")
+    before = site.run("list", "--json").stdout
     again = site.recipe('[[hook]]\nphase = "post"\nscript = "head -c 3000000 /dev/urandom > /etc/noise"')
     place = site.place / "small"
     place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "small", place], check=True)
+    size = 2 << 20
+    if which == "store":
+        size += sum(path.stat().st_size + 4096 for path in (site.place / "store").rglob("*"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "small", place], check=True)
     try:
         if which == "store":
-            subprocess.run(["cp", "-a", str(site.place / "store"), str(place / "store")], check=False)
+            subprocess.run(["cp", "-a", str(site.place / "store"), str(place / "store")], check=True)
         done = site.run("build", again, code=1, env={f"VNFS_{which.upper()}": str(place / which)})
     finally:
         subprocess.run(["umount", place], check=True)
     assert "no space" in done.stderr
-    assert site.json("list") == before
+    assert site.run("list", "--json").stdout == before
     assert site.is_clean()
 
 
@@ -320,7 +321,7 @@ def test_two_builds_at_once_both_publish(site: Site) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    names = {row["name"] for row in site.json("list")["capsules"]}  # type: ignore[attr-defined]
+    names = {row["name"] for row in json.loads(site.run("list", "--json").stdout)}
     assert names == {"a", "b"}
     assert site.is_clean()
 

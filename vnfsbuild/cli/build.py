@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,8 @@ def build_command(
     run.require_root("vnfs build", "without root these work: lock, list, show, diff, export, import, push, pull")
     # From here on our mounts are ours alone: the kernel takes them away with this process, however it ends.
     mount.isolate()
+    # Nor does the caller's umask reach into the root.
+    os.umask(0o022)
     tools = _tools(app, mirror)
     for recipe in recipes:
         report = pipeline.build(_find(recipe), tools, locked=locked, tag=tag, keep_failed=keep_failed)

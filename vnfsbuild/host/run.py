@@ -38,11 +38,13 @@ PACKAGES: Mapping[str, str] = {
 }
 
 _TAIL_LINES = 20
+_UMASK = 0o022
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment children get: the same on every host, so that no locale or user setting leaks into a build."""
+    """The environment children get: the same on every host, so that no locale or user setting leaks into a build.
+    Their umask is 022 for the same reason."""
     base = {"PATH": _PATH, "HOME": os.environ.get("HOME", "/root"), "LC_ALL": "C.UTF-8", "TZ": "UTC"}
     return base | dict(extra or {})
 
@@ -118,6 +120,7 @@ def run(
         cwd=cwd,
         env=environment(env),
         process_group=0,
+        umask=_UMASK,
         pass_fds=pass_fds,
     )
     try:
@@ -199,6 +202,7 @@ def started(
         cwd=cwd,
         env=environment(env),
         process_group=0,
+        umask=_UMASK,
     )
     try:
         yield process

@@ -43,7 +43,7 @@ def _script(root: Path, binds: Sequence[Bind], *, network: bool, cwd: str) -> st
     lines = [
         "set -e",
         f"cd {at}",
-        "mkdir -p proc sys dev run tmp",
+        "mkdir -p proc sys dev run; [ -e tmp ] || mkdir -m 1777 tmp",
         "mount -t proc -o nosuid,nodev,noexec proc proc",
         "mount -t sysfs -o ro,nosuid,nodev,noexec sysfs sys",
         "mount -t tmpfs -o mode=755,nosuid dev dev",
