@@ -1,0 +1,1 @@
+"""Bringing capsules to where they are used: editing mounts, portable files, registries, running nodes."""
