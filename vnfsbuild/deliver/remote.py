@@ -179,7 +179,7 @@ def connect(node: Node, ssh: Ssh, *, exclusive: bool, stop: threading.Event) -> 
             open(scratch / "errors", "w+b") as errors,
             started(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as process,
         ):
-                assert process.stdout is not None
+            assert process.stdout is not None
             said = _first_line(process.stdout, ssh.timeout * 2 + 15, stop)
             if said == b"busy":
                 raise Busy(f"{node}: another livesync is at work there", "wait for it to finish")
