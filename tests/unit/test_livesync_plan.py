@@ -65,7 +65,9 @@ DIFFERENCES = (
 )
 
 
-@pytest.mark.parametrize(("live", "target", "expected"), [case[1:] for case in DIFFERENCES], ids=[c[0] for c in DIFFERENCES])
+@pytest.mark.parametrize(
+    ("live", "target", "expected"), [case[1:] for case in DIFFERENCES], ids=[c[0] for c in DIFFERENCES]
+)
 def test_differences_name_what_a_node_could_tell(live: Entry, target: Entry, expected: tuple[str, ...]) -> None:
     assert differences(live, target) == expected
 

@@ -35,7 +35,9 @@ def node_word(node: Node) -> str:
     return str(node)
 
 
-@pytest.mark.parametrize("word", ["-oProxyCommand=x", "n1:0", "n1:x", "n1:99999", "a b", "", "n[1-", "u;x@n1", "$(id)", "n1\n"])
+@pytest.mark.parametrize(
+    "word", ["-oProxyCommand=x", "n1:0", "n1:x", "n1:99999", "a b", "", "n[1-", "u;x@n1", "$(id)", "n1\n"]
+)
 def test_a_word_that_is_no_host_is_refused(word: str) -> None:
     with pytest.raises(UsageError):
         parse([word])

@@ -32,11 +32,25 @@ scratch() {
     trap 'exit 1' HUP INT TERM PIPE
 }
 
+# Copy the paths of the list $2 from below $1 to below $3, with all attributes and without what is in directories.
+copy() {
+    rm -f "$state/failed"
+    {
+        tar --format=posix --no-recursion --numeric-owner --xattrs --xattrs-include='*' -cf - -C "$1" --null -T "$2" ||
+            : >"$state/failed"
+    } | tar -C "$3" --numeric-owner --xattrs --xattrs-include='*' -xpf -
+    [ ! -e "$state/failed" ] || exit 1
+}
+
 case $word in
 hold) # keep other livesyncs away for as long as the connection lasts
     mkdir -p "$run"
     exec 9>"$run/livesync.lock"
     flock -n 9 || { echo busy; exit 0; }
+    # One whose server died may still be taking its last steps.
+    exec 8>"$run/livesync-apply.lock"
+    flock -w 120 8 || { echo busy; exit 0; }
+    exec 8>&-
     echo ready
     exec cat >/dev/null
     ;;
@@ -127,20 +141,19 @@ stage) # make the place where files wait, and say where it is
 apply) # take the steps of the list, with the files staged under the name $2, keeping copies under the name $3
     state_directory
     cd "$state"
-    exec 8>"$state/apply.lock"
-    flock -w 60 8 || { echo "another livesync is being applied" >&2; exit 1; }
+    exec 8>"$run/livesync-apply.lock"
+    flock -n 8 || { echo "another livesync is being applied" >&2; exit 1; }
     receive journal.new "$1"
     sync -f journal.new 2>/dev/null || :
     mv -f journal.new journal
     stage=$state/stage-$2
     export stage
-    steps() { sed -zn "s/^$1//p" journal; }
+    steps() { sed -zn "s/^$1//p" "$state/journal"; }
 
     if [ -n "$(steps b | tr '\000' '\n' | head -n 1)" ]; then
         mkdir -p "backup/$3/files"
         steps b >"backup/$3/paths"
-        tar -C / --null -T "backup/$3/paths" --no-recursion --xattrs --xattrs-include='*' --format=posix -cf - |
-            tar -C "backup/$3/files" --xattrs --xattrs-include='*' --numeric-owner -xpf -
+        copy / "backup/$3/paths" "backup/$3/files"
     fi
     cd /
 
@@ -172,8 +185,7 @@ apply) # take the steps of the list, with the files staged under the name $2, ke
     steps d | each 'if [ -L "$path" ] || [ ! -d "$path" ]; then mkdir -- "$path"; fi'
     steps d >"$state/directories"
     if [ -s "$state/directories" ]; then
-        tar -C "$stage" --null -T "$state/directories" --no-recursion --numeric-owner --xattrs --xattrs-include='*' \
-            --format=posix -cf - | tar -C / --numeric-owner --xattrs --xattrs-include='*' -xpf -
+        copy "$stage" "$state/directories" /
     fi
     steps f | each 'if [ -e "$stage/$path" ] || [ -L "$stage/$path" ]; then mv -fT -- "$stage/$path" "$path"; fi'
     steps u | each 'if [ -L "$path" ] || [ ! -d "$path" ]; then rm -f -- "$path"; fi'
