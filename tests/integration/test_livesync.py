@@ -390,7 +390,9 @@ def test_an_update_that_was_cut_off_on_the_node_is_finished_by_the_next(
         return
     assert node.provenance()["version"] == 1
     cut = versions.site.vnfs("status", node.word, "--json", key=node)
-    assert cut.code == 3, cut.output
+    begun = bool(cut.json[0]["unfinished"])
+    assert cut.code == (3 if begun else 0), cut.output
+    assert begun or delay == 0.0
     report = sync(versions, node)
     assert report["drift"] == []
     assert wrong(node, versions.second_toc) == {}

@@ -277,4 +277,4 @@ class Site:
     def leftovers(self) -> list[str]:
         """Mounts and scratch directories that should be gone."""
         mounts = re.findall(re.escape(str(self.work)) + r"\S*", Path("/proc/self/mountinfo").read_text())
-        return mounts + [str(path) for path in self.work.glob("*")]
+        return mounts + [str(path) for path in self.work.glob("*/*")]

@@ -101,16 +101,15 @@ class _Versions:
 class _Views:
     """Read-only mounts of versions, made when the first node needs one."""
 
-    def __init__(self, store: Store, directory: Path, stack: ExitStack) -> None:
-        self._store, self._directory, self._stack = store, directory, stack
+    def __init__(self, store: Store, work: Path, stack: ExitStack) -> None:
+        self._store, self._work, self._stack = store, work, stack
         self._lock = threading.Lock()
         self._views: dict[str, Path] = {}
 
     def of(self, capsule: Capsule) -> Path:
         with self._lock:
             if capsule.digest not in self._views:
-                place = self._directory / str(len(self._views))
-                place.mkdir()
+                place = self._stack.enter_context(work_directory(self._work, "livesync"))
                 view = self._stack.enter_context(layers(self._store.layer_paths(capsule), place))
                 self._views[capsule.digest] = view
             return self._views[capsule.digest]
@@ -134,8 +133,7 @@ def livesync(
     which("rsync")
     versions = _Versions(store)
     with ExitStack() as stack:
-        directory = stack.enter_context(work_directory(work, "livesync"))
-        views = _Views(store, directory, stack)
+        views = _Views(store, work, stack)
 
         def one(node: Node, stop: threading.Event) -> Report:
             try:

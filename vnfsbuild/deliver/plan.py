@@ -196,16 +196,17 @@ class _Planner:
 
     def keep_directories(self, guests: Iterable[str]) -> None:
         """A directory that should go stays while something in it does."""
-        staying = dict.fromkeys(
-            (path for guest in guests for path in ancestors(guest)), "what is the node's own lies in it"
-        )
-        for path in self.drift:
-            if path in self.live:
-                staying |= dict.fromkeys(ancestors(path), "what was changed on the node lies in it")
-        for path, because in staying.items():
-            for found in (self.changes, self.drift):
-                if path in found and _is_directory(self.live.get(path)) and not _is_directory(self.target.get(path)):
-                    self._give_up(path, because)
+        needed = {above for guest in guests for above in ancestors(guest)}
+        for path in needed & (self.changes.keys() | self.drift.keys()):
+            if self._should_go(path):
+                self._give_up(path, "what is the node's own lies in it")
+        edited = {above for path in self.drift if path in self.live for above in ancestors(path)}
+        for path in edited & self.changes.keys():
+            if self._should_go(path):
+                self._give_up(path, "what was changed on the node lies in it")
+
+    def _should_go(self, path: str) -> bool:
+        return _is_directory(self.live.get(path)) and not _is_directory(self.target.get(path))
 
     def _give_up(self, path: str, because: str) -> None:
         change = self.changes.pop(path, None)

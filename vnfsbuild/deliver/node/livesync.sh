@@ -51,6 +51,7 @@ hold) # keep other livesyncs away for as long as the connection lasts
     exec 8>"$run/livesync-apply.lock"
     flock -w 120 8 || { echo busy; exit 0; }
     exec 8>&-
+    find "$run" -maxdepth 1 -name 'livesync.??????' -type d -mmin +60 -exec rm -rf {} +
     echo ready
     exec cat >/dev/null
     ;;
