@@ -131,7 +131,7 @@ def test_what_a_cut_off_livesync_left_is_no_drift() -> None:
 
 def test_a_directory_made_anew_does_not_hide_what_is_missing_in_it() -> None:
     a = tree(directory("/d"), file("/d/f"), directory("/d/e"), file("/d/e/g"))
-    assert candidates([], a, {"/d": True}, {"/d": frozenset({"new"})}) == {"/d", "/d/f", "/d/e", "/d/e/g"}
+    assert candidates((), [a], {"/d": True}, {"/d": frozenset({"new"})}) == {"/d", "/d/f", "/d/e", "/d/e/g"}
 
 
 # ---- properties

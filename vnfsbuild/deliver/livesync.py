@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -19,10 +19,10 @@ from typing import TypeVar
 from vnfsbuild.deliver import facts
 from vnfsbuild.deliver.aftermath import Aftermath, aftermath
 from vnfsbuild.deliver.nodes import Node
-from vnfsbuild.deliver.plan import Drift, Plan, Policy, candidates, differences, make_plan, operations, staged
+from vnfsbuild.deliver.plan import Drift, Plan, Policy, differences, make_plan, operations, staged
 from vnfsbuild.deliver.remote import Connection, Ssh, connect, join
-from vnfsbuild.deliver.skip import Protection, protection
-from vnfsbuild.errors import Conflict, HostError, NoSpace, NotFound, TrustError, VnfsError
+from vnfsbuild.deliver.survey import Versions, current_version, survey
+from vnfsbuild.errors import Conflict, HostError, NoSpace, TrustError, VnfsError
 from vnfsbuild.host.fs import work_directory
 from vnfsbuild.host.mount import layers
 from vnfsbuild.host.run import which
@@ -76,28 +76,6 @@ class Status:
     error: VnfsError | None = None
 
 
-class _Versions:
-    """Versions of the store with their tables of contents, each read once for all nodes."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._lock = threading.Lock()
-        self._known: dict[str, tuple[Capsule, dict[str, Entry]] | None] = {}
-
-    def find(self, digest: str) -> tuple[Capsule, dict[str, Entry]] | None:
-        with self._lock:
-            if digest not in self._known:
-                capsule = self._store.find_digest(digest)
-                self._known[digest] = (capsule, self._store.toc(capsule).by_path()) if capsule else None
-            return self._known[digest]
-
-    def get(self, digest: str, what: str) -> tuple[Capsule, dict[str, Entry]]:
-        found = self.find(digest)
-        if found is None:
-            raise NotFound(f"{what}, {digest}, which is not in this store", "pull or import that version first")
-        return found
-
-
 class _Views:
     """Read-only mounts of versions, made when the first node needs one."""
 
@@ -131,7 +109,7 @@ def livesync(
     """
     which("ssh")
     which("rsync")
-    versions = _Versions(store)
+    versions = Versions(store)
     with ExitStack() as stack:
         views = _Views(store, work, stack)
 
@@ -156,7 +134,7 @@ def status(
 ) -> tuple[Status, ...]:
     """What each node runs, and its drift from that. Changes nothing, needs no root here."""
     which("ssh")
-    versions = _Versions(store)
+    versions = Versions(store)
 
     def one(node: Node, stop: threading.Event) -> Status:
         try:
@@ -190,50 +168,12 @@ def _everywhere(
     return tuple(future.result() for future in running)
 
 
-def _current(inspection: facts.Inspection, versions: _Versions, node: Node) -> tuple[Capsule, dict[str, Entry]]:
-    """The version a node says it runs, if what it says holds together."""
-    said = inspection.provenance
-    capsule, tree = versions.get(said.manifest, f"{node} runs {said.capsule}:{said.version}")
-    if (capsule.config.name, capsule.config.tree) != (said.capsule, said.tree):
-        raise TrustError(
-            f"{node} says it runs {said.capsule} with the tree {said.tree}, but {said.manifest} is "
-            f"{capsule.reference} with the tree {capsule.config.tree}",
-            "look at /run/vnfs/provenance.json on the node, or reboot it",
-        )
-    return capsule, tree
-
-
-def _protection(capsule: Capsule, fallback: tuple[str, ...], inspection: facts.Inspection) -> Protection:
-    return protection(capsule.config.state.livesync_skip or fallback, inspection.mounts)
-
-
-def _among(
-    connection: Connection,
-    inspection: facts.Inspection,
-    trees: Sequence[Mapping[str, Entry]],
-    target: Mapping[str, Entry],
-    protected: Protection,
-) -> tuple[set[str], dict[str, Entry]]:
-    """The paths that may differ, and what is there on the node."""
-    upper = {path: is_directory for path, is_directory in inspection.upper.items() if not protected(path)}
-    names = facts.names(connection, sorted(path for path, is_directory in upper.items() if is_directory))
-    among = candidates(trees, target, upper, names)
-    versions = [*trees, target]
-
-    def worth_reading(entry: Entry) -> bool:
-        return any(known.size == entry.size for tree in versions if (known := tree.get(entry.path)))
-
-    live = facts.look(connection, {path for path in among if not protected(path)}, hash_when=worth_reading)
-    return among, live
-
-
-def _status(connection: Connection, versions: _Versions, skip: tuple[str, ...]) -> Status:
+def _status(connection: Connection, versions: Versions, skip: tuple[str, ...]) -> Status:
     inspection = facts.inspect(connection)
-    capsule, tree = _current(inspection, versions, connection.node)
-    base = versions.find(inspection.provenance.base) if inspection.provenance.base else None
-    protected = _protection(capsule, skip, inspection)
-    among, live = _among(connection, inspection, [base[1]] if base else [], tree, protected)
-    plan = make_plan(tree, tree, live, among, protected=protected, guests=_guests(inspection, protected, [tree]))
+    capsule, tree = current_version(inspection, versions, connection.node)
+    said = inspection.provenance
+    found = survey(connection, inspection, versions, [said.manifest, said.base], target=capsule, skip=skip)
+    plan = make_plan(tree, tree, found.live, found.among, protected=found.protected, guests=found.guests)
     return Status(
         connection.node,
         capsule.config.name,
@@ -245,24 +185,16 @@ def _status(connection: Connection, versions: _Versions, skip: tuple[str, ...]) 
     )
 
 
-def _guests(inspection: facts.Inspection, protected: Protection, trees: Sequence[Mapping[str, Entry]]) -> set[str]:
-    """Protected paths that exist on the node, as far as we know."""
-    found = {path for path in inspection.upper if protected(path)} | set(protected.mounts)
-    for tree in trees:
-        found.update(path for path in tree if protected(path))
-    return found
-
-
 class _Update:
     """One node on its way to one version."""
 
     def __init__(
-        self, connection: Connection, versions: _Versions, views: _Views, target: Capsule, options: Options
+        self, connection: Connection, versions: Versions, views: _Views, target: Capsule, options: Options
     ) -> None:
         self.connection, self.versions, self.views = connection, versions, views
         self.node, self.options = connection.node, options
         self.inspection = facts.inspect(connection)
-        self.current, self.current_tree = _current(self.inspection, versions, self.node)
+        self.current, self.current_tree = current_version(self.inspection, versions, self.node)
         self.target, self.target_tree = self._target(target)
 
     def _target(self, wanted: Capsule) -> tuple[Capsule, dict[str, Entry]]:
@@ -299,19 +231,18 @@ class _Update:
         return replace(report, state="updated", backup=backup, aftermath=later)
 
     def plan(self) -> Plan:
-        base = self.versions.find(self.inspection.provenance.base) if self.inspection.provenance.base else None
         journal = self.inspection.journal
         halfway = self.versions.find(journal[0]) if journal else None
-        trees = [self.current_tree, *([base[1]] if base else []), *([halfway[1]] if halfway else [])]
-        protected = _protection(self.target, self.options.skip, self.inspection)
-        among, live = _among(self.connection, self.inspection, trees, self.target_tree, protected)
+        made_of = [self.current.digest, self.inspection.provenance.base, journal[0] if journal else ""]
+        skip = self.options.skip
+        found = survey(self.connection, self.inspection, self.versions, made_of, target=self.target, skip=skip)
         return make_plan(
             self.current_tree,
             self.target_tree,
-            live,
-            among,
-            protected=protected,
-            guests=_guests(self.inspection, protected, trees),
+            found.live,
+            found.among,
+            protected=found.protected,
+            guests=found.guests,
             policy=self.options.policy,
             halfway=halfway[1] if halfway else None,
             pending=journal[1] if journal else frozenset(),

@@ -109,27 +109,24 @@ def changed_paths(old: Tree, new: Tree) -> set[str]:
 
 
 def candidates(
-    trees: Iterable[Tree], target: Tree, upper: Mapping[str, bool], names: Mapping[str, frozenset[str]]
+    changed: Iterable[str], versions: Iterable[Tree], upper: Mapping[str, bool], names: Mapping[str, frozenset[str]]
 ) -> set[str]:
-    """The paths at which a node may differ from `target`: where one of the `trees` it is made of does, what its
-    upper directory holds, and what the versions have below directories that are no more.
+    """The paths at which a node may differ from what it shall be: those that the versions differ in, what its upper
+    directory holds, and what the versions have below directories that are no more.
 
     `upper` says of each path in the upper directory whether it is a directory there; `names` holds the names that are
-    really in such a directory, so that one made anew does not hide what it should have had.
+    really in such a directory, so that one made anew does not hide what it should have had. In each of the `versions`
+    a directory comes before what is in it, as in a table of contents.
     """
-    versions = [*trees, target]
-    found = set(upper)
+    found = set(changed) | set(upper)
     gone = {path for path, is_directory in upper.items() if not is_directory}
     for tree in versions:
-        found |= changed_paths(tree, target)
         for path in tree:
             parent, _, name = path.rpartition("/")
             listed = names.get(parent or "/")
-            if listed is not None and path != "/" and name not in listed:
+            if parent in gone or (listed is not None and name not in listed and path != "/"):
                 gone.add(path)
-    for tree in versions:
-        found.update(path for path in tree if path in gone or any(above in gone for above in ancestors(path)))
-    return found
+    return found | gone
 
 
 def make_plan(

@@ -49,7 +49,7 @@ hold) # keep other livesyncs away for as long as the connection lasts
     flock -n 9 || { echo busy; exit 0; }
     # One whose server died may still be taking its last steps.
     exec 8>"$run/livesync-apply.lock"
-    flock -w 120 8 || { echo busy; exit 0; }
+    flock -w 30 8 || { echo busy; exit 0; }
     exec 8>&-
     find "$run" -maxdepth 1 -name 'livesync.??????' -type d -mmin +60 -exec rm -rf {} +
     echo ready
