@@ -86,8 +86,8 @@ def survey(
     target: Capsule,
     skip: tuple[str, ...],
 ) -> Survey:
-    """Look at a node that is made of the versions with the digests `made_of` and of what was written to it. Versions that
-    are not in the store are passed over; `skip` is for a target without a skip list of its own."""
+    """Look at a node that is made of the versions with the digests `made_of` and of what was written to it. Those
+    that are not in the store are passed over; `skip` is for a target without a skip list of its own."""
     protected = protection(target.config.state.livesync_skip or skip, inspection.mounts)
     digests = [digest for digest in dict.fromkeys((*made_of, target.digest)) if digest]
     trees = [found[1] for digest in digests if (found := versions.find(digest))]
