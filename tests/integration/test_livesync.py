@@ -38,6 +38,9 @@ HOSTILE = (
 )
 
 
+SERVICE = "[Service]\nType=exec\n"
+
+
 def write(root: Path, path: str, content: str = "", mode: int = 0o644) -> Path:
     full = root / path.lstrip("/")
     full.parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +73,12 @@ def first_version(root: Path) -> None:
     write(root, "/home/first", "capsule\n")
     write(root, "/home/gone", "capsule\n")
     write(root, "/var/log/packages", "1\n")
+    (root / "etc/machine-id").write_text("")
+    shutil.copy(root / "usr/bin/sleep", root / "usr/bin/serve")
+    write(root, "/etc/systemd/system/serve.service", SERVICE + "ExecStart=/usr/bin/serve 1000\n")
+    wants = root / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(parents=True, exist_ok=True)
+    (wants / "serve.service").symlink_to("../serve.service")
 
 
 def second_version(root: Path) -> None:
@@ -117,6 +126,9 @@ def second_version(root: Path) -> None:
     write(root, "/home/second", "capsule\n")
     (root / "home/gone").unlink()
     write(root, "/var/log/packages", "2\n")
+    with open(root / "usr/bin/serve", "ab") as program:
+        program.write(b"\0")
+    write(root, "/etc/systemd/system/serve.service", SERVICE + "ExecStart=/usr/bin/serve 2000\n")
 
 
 @dataclass(frozen=True)
@@ -526,3 +538,22 @@ def test_the_device_and_the_pipe_are_what_they_should_be(versions: Versions, nod
     found: dict[str, Entry] = node.toc().by_path()
     assert found["/opt/fifo"].type is FileType.FIFO
     assert found["/opt/device"].device == (1, 7)
+
+
+def test_a_node_with_services_reloads_them_and_says_which_to_restart(versions: Versions, tmp_path: Path) -> None:
+    with live_node(tmp_path / "node", versions.site.store, versions.first, init="systemd") as node:
+        node.sh("timeout 60 systemctl is-system-running --wait || systemctl --failed")
+        assert drift(versions, node) == {}
+        running = node.sh("systemctl show -P MainPID serve")
+        report = sync(versions, node)
+        assert (report["restart"], report["restarted"], report["processes"]) == (["serve.service"], [], [])
+        assert node.sh("systemctl show -P MainPID serve") == running
+        assert node.sh("systemctl show -P NeedDaemonReload serve") == "no\n"
+        assert "2000" in node.sh("systemctl show -P ExecStart serve")
+        assert drift(versions, node) == {}
+
+        report = sync(versions, node, "--undo", "--restart")
+        assert (report["restart"], report["restarted"]) == ([], ["serve.service"])
+        assert node.sh("systemctl show -P MainPID serve") != running
+        assert node.sh("tr '\\0' ' ' < /proc/$(systemctl show -P MainPID serve)/cmdline") == "/usr/bin/serve 1000 "
+        assert drift(versions, node) == {}

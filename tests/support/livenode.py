@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vnfsbuild.config import data_directory
+from vnfsbuild.hybrid.policy import profile
 from vnfsbuild.store.capsules import Capsule, Config, Kernel, State, Store
 from vnfsbuild.store.toc import Toc, scan
 
@@ -43,7 +45,7 @@ def base_root() -> Path:
         sources = [
             found for found in (Path("/etc/apt/sources.list"),) if found.exists() and "deb " in found.read_text()
         ]
-        packages = "--include=openssh-server,rsync"
+        packages = "--include=openssh-server,rsync,systemd-sysv,dbus"
         call("mmdebstrap", "--variant=minbase", packages, "bookworm", temporary, *sources)
         temporary.rename(path)
     return path
@@ -87,14 +89,9 @@ def publish(store: Store, tree: Path, scratch: Path, *, kernel: bytes = b"kernel
     return store.publish(config, layers=[layer], toc=blobs.put_bytes(toc.dump()), sbom=blobs.put_bytes(b"{}"), **parts)
 
 
-SKIP = (
-    "/etc/hosts",
-    "/etc/ssh/ssh_host_*",
-    "/root/.ssh",
-    "/var/log",
-    "/tmp",
-    "/etc/kept",
-)
+# What comes with vnfs, and one of the tests' own. Without /home: that is protected by being a mount.
+_LIST = profile("stateless", data_directory("capsules")).livesync_skip
+SKIP = (*(pattern for pattern in _LIST if pattern != "/home"), "/etc/kept")
 
 
 def free_port() -> int:
@@ -126,9 +123,21 @@ mkdir -p -m 700 root/root/.ssh
 cp "$1/key.pub" root/root/.ssh/authorized_keys
 cp "$1/host_key" root/etc/ssh/ssh_host_ed25519_key
 cp "$1/host_key.pub" root/etc/ssh/ssh_host_ed25519_key.pub
-exec chroot root /usr/sbin/sshd -D -e -p "$4" -o ListenAddress=127.0.0.1 -o UsePAM=no \
-    -o HostKey=/etc/ssh/ssh_host_ed25519_key -o MaxSessions=20
+sshd="/usr/sbin/sshd -D -e -p $4 -o ListenAddress=127.0.0.1 -o HostKey=/etc/ssh/ssh_host_ed25519_key -o MaxSessions=20"
+if [ "$5" = sshd ]; then
+    exec chroot root $sshd -o UsePAM=no
+fi
+mount -t sysfs -o ro sysfs root/sys
+mount -t cgroup2 cgroup2 root/sys/fs/cgroup
+mkdir root/dev/pts root/dev/shm
+mount -t devpts -o newinstance devpts root/dev/pts
+mkdir -p run/systemd/system/ssh.service.d
+printf '[Service]\\nExecStart=\\nExecStart=%s\\n' "$sshd" > run/systemd/system/ssh.service.d/port.conf
+cd root
+path=/usr/sbin:/usr/bin:/sbin:/bin
+exec env -i container=vnfs PATH=$path chroot . /lib/systemd/systemd --system --log-target=console
 """
+_GROUPS = next(path for path in (Path("/sys/fs/cgroup/unified"), Path("/sys/fs/cgroup")) if path.is_dir())
 
 
 @dataclass
@@ -189,8 +198,8 @@ class LiveNode:
 
 
 @contextmanager
-def live_node(directory: Path, store: Store, capsule: Capsule) -> Iterator[LiveNode]:
-    """Boot a node from a capsule of one layer."""
+def live_node(directory: Path, store: Store, capsule: Capsule, *, init: str = "sshd") -> Iterator[LiveNode]:
+    """Boot a node from a capsule of one layer: only sshd, or with `init` "systemd" everything, in a control group."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("key", "host_key"):
         call("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name)
@@ -205,10 +214,14 @@ def live_node(directory: Path, store: Store, capsule: Capsule) -> Iterator[LiveN
     }
     (directory / "provenance.json").write_text(json.dumps(record))
     layer = store.layer_paths(capsule)[0]
-    argv = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", _BOOT, "sh", directory, layer]
-    argv += [directory / "provenance.json", port]
+    group = _GROUPS / f"vnfs-test-{secrets.token_hex(6)}"
+    argv = ["unshare", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
+    if init == "systemd":
+        group.mkdir()
+        argv = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", *argv, "--cgroup"]
+    argv += ["sh", "-c", _BOOT, "sh", str(directory), str(layer), str(directory / "provenance.json"), str(port), init]
     with open(directory / "log", "wb") as log:
-        process = subprocess.Popen([str(word) for word in argv], stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
     try:
         node = LiveNode(directory, port, process)
         _wait(lambda: _answers(port) or process.poll() is not None, "sshd on the node")
@@ -217,6 +230,17 @@ def live_node(directory: Path, store: Store, capsule: Capsule) -> Iterator[LiveN
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        if init == "systemd":
+            _wait(lambda: _remove_group(group), "end of the node's control group")
+
+
+def _remove_group(group: Path) -> bool:
+    try:
+        for place, _, _ in os.walk(group, topdown=False):
+            Path(place).rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def _answers(port: int) -> bool:
