@@ -7,11 +7,12 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,7 @@ class Versions:
     second: Capsule
     first_toc: Toc
     second_toc: Toc
+    second_root: Path
 
 
 @pytest.fixture(scope="session")
@@ -149,8 +151,7 @@ def versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Versions]:
     first = publish(store, root, place)
     second_version(root)
     second = publish(store, root, place, kernel=b"another kernel")
-    shutil.rmtree(root)
-    yield Versions(Site(store, place / "work"), first, second, store.toc(first), store.toc(second))
+    yield Versions(Site(store, place / "work"), first, second, store.toc(first), store.toc(second), root)
     shutil.rmtree(place)
 
 
@@ -439,6 +440,9 @@ def test_an_update_whose_server_was_killed_is_finished_by_the_next(
     assert sync(versions, node)["drift"] == []
     assert wrong(node, versions.second_toc) == {}
     assert drift(versions, node) == {}
+    # What the killed one left in the work directory goes when the next one needs a place there.
+    sync(versions, node, "--undo")
+    assert wrong(node, versions.first_toc) == {}
 
 
 def test_after_a_cut_off_update_another_version_can_be_chosen(versions: Versions, node: LiveNode) -> None:
@@ -557,3 +561,43 @@ def test_a_node_with_services_reloads_them_and_says_which_to_restart(versions: V
         assert node.sh("systemctl show -P MainPID serve") != running
         assert node.sh("tr '\\0' ' ' < /proc/$(systemctl show -P MainPID serve)/cmdline") == "/usr/bin/serve 1000 "
         assert drift(versions, node) == {}
+
+
+def test_one_version_follows_another_on_the_same_boot(versions: Versions, node: LiveNode, tmp_path: Path) -> None:
+    """The third version undoes some of the second, so that the node's lower layer shows through where it should not."""
+    shutil.copytree(versions.site.store.root, tmp_path / "store")
+    site = replace(versions.site, store=Store(tmp_path / "store"))
+    chain = replace(versions, site=site)
+    root = tmp_path / "third"
+    call("cp", "-a", versions.second_root, root)
+    write(root, "/etc/edited", "edited 1\n")
+    write(root, "/opt/removed/a")
+    shutil.rmtree(root / "opt/new")
+    (root / "etc/mode").chmod(0o644)
+    third = publish(site.store, root, tmp_path)
+    shutil.rmtree(root)
+
+    sync(chain, node, capsule="compute:2")
+    assert sync(chain, node, "--on-drift", "fail")["to"] == "compute:3"
+    assert wrong(node, site.store.toc(third)) == {}
+    assert drift(chain, node) == {}
+    said = node.provenance()
+    assert (said["previous"], said["base"]) == (versions.second.digest, versions.first.digest)
+    sync(chain, node, "--on-drift", "fail", capsule="compute:1")
+    assert wrong(node, versions.first_toc) == {}
+    assert drift(chain, node) == {}
+
+
+def test_an_interrupted_livesync_ends_at_once_and_leaves_nothing_behind(versions: Versions, node: LiveNode) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("vnfs-ssh-*"))
+    argv = versions.site.argv("livesync", "compute", node.word, key=node)
+    for delay in (0.5, 1.0, 1.5):
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode in {0, 130}, errors
+        assert not versions.site.leftovers()
+    assert set(Path(tempfile.gettempdir()).glob("vnfs-ssh-*")) <= before
+    sync(versions, node)
+    assert wrong(node, versions.second_toc) == {}

@@ -74,7 +74,11 @@ def livesync_command(
         require_root("livesync", "run it with sudo; --plan works without")
         isolate()
     options = Options(Policy(on_drift), plan_only, undo, restart, _skip(target.config.state.mode), jobs)
-    reports = livesync(app.store, target, chosen, ssh, options, work=app.settings.work, monitor=app.monitor)
+    try:
+        reports = livesync(app.store, target, chosen, ssh, options, work=app.settings.work, monitor=app.monitor)
+    except KeyboardInterrupt:
+        click.echo("vnfs: interrupted; run it again to finish the nodes that were being updated", err=True)
+        raise click.exceptions.Exit(130) from None
     app.emit([_report_record(report) for report in reports], "\n".join(_report_text(report) for report in reports))
     return _code((report.error is not None for report in reports), any(report.state == "refused" for report in reports))
 

@@ -244,7 +244,7 @@ def _xattrs(connection: Connection, found: dict[str, Entry], root: str) -> None:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
             for member in archive:
                 _take_xattrs(found, member)
-    except (tarfile.TarError, ValueError, KeyError) as error:
+    except (tarfile.TarError, ValueError, KeyError, OverflowError, RecursionError, EOFError) as error:
         raise TrustError(f"{connection.node} gave attributes that cannot be read: {error}") from error
 
 

@@ -44,7 +44,7 @@ class Ssh:
     timeout: int = 15
 
     def argv(self, node: Node) -> list[str]:
-        words = ["ssh", "-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={self.timeout}"]
+        words = ["ssh", "-T", "-a", "-x", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={self.timeout}"]
         words += ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4", "-o", "ClearAllForwardings=yes"]
         for option in self.options:
             words += ["-o", option]
