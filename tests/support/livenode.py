@@ -37,16 +37,14 @@ def call(*argv: str | Path, **options: object) -> subprocess.CompletedProcess[by
 
 
 def base_root() -> Path:
-    """A tar of a small Debian 12 with sshd and rsync, from the mirrors of the host; made once."""
+    """A tar of a small Debian 12 with sshd and rsync, from the mirror that mmdebstrap or VNFS_MIRROR_DEBIAN names; made once."""
     path = CACHE / "livesync-node-12.tar"
     if not path.exists():
         CACHE.mkdir(exist_ok=True)
         temporary = path.with_name(f"{secrets.token_hex(6)}.tar")
-        sources = [
-            found for found in (Path("/etc/apt/sources.list"),) if found.exists() and "deb " in found.read_text()
-        ]
+        mirror = [os.environ["VNFS_MIRROR_DEBIAN"]] if os.environ.get("VNFS_MIRROR_DEBIAN") else []
         packages = "--include=openssh-server,rsync,systemd-sysv,dbus"
-        call("mmdebstrap", "--variant=minbase", packages, "bookworm", temporary, *sources)
+        call("mmdebstrap", "--variant=minbase", packages, "bookworm", temporary, *mirror)
         temporary.rename(path)
     return path
 
