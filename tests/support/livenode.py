@@ -37,7 +37,7 @@ def call(*argv: str | Path, **options: object) -> subprocess.CompletedProcess[by
 
 
 def base_root() -> Path:
-    """A tar of a small Debian 12 with sshd and rsync, from the mirror that mmdebstrap or VNFS_MIRROR_DEBIAN names; made once."""
+    """A tar of a small Debian 12 with sshd and rsync, made once, from mmdebstrap's mirror or VNFS_MIRROR_DEBIAN."""
     path = CACHE / "livesync-node-12.tar"
     if not path.exists():
         CACHE.mkdir(exist_ok=True)
