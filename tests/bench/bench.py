@@ -73,7 +73,7 @@ def bench(scratch: Path, runs: int) -> None:
         ("umount after a one-file edit", f"{statistics.median(umounts):.2f} s", "<= 1 s"),
         ("vnfs --help", f"{statistics.median(helps):.3f} s", "<= 0.1 s"),
         ("peak memory of vnfs build itself", f"{max(memory) / 1e6:.0f} MB", "<= 400 MB"),
-        ("capsule", f"{size['bytes'] / 1e6:.0f} MB, {len(held.packages)} packages", ""),
+        ("capsule", f"{size['size'] / 1e6:.0f} MB, {len(held.packages)} packages", ""),
     ]
     print("\n" + "\n".join(f"{what:<36} {value:>24}   {target}" for what, value, target in rows))
 

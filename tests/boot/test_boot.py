@@ -133,7 +133,7 @@ def test_the_command_boots_until_login_and_ends_its_machine(site: Site, tmp_path
                           timeout=PATIENCE * 2, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert answer["capsule"] == "trial:1"
+    assert answer["reference"] == "trial:1"
     assert b"login:" in (tmp_path / "console").read_bytes()
     assert not machines_with(answer["ssh"].rpartition(":")[2])
 

@@ -21,9 +21,8 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(CHECKOUT))
 
-from tests.support.registry import running_registry  # noqa: E402
-
 from tests.support.ports import free_port  # noqa: E402
+from tests.support.registry import running_registry  # noqa: E402
 
 VNFS = Path(sys.executable).with_name("vnfs")
 PLACE = Path(os.environ.get("VNFS_DEMO_DIR", "/var/tmp/vnfs-demo"))
@@ -98,7 +97,7 @@ def build(demo: Demo) -> None:
         row.size = recipe.with_suffix(".lock").stat().st_size
     with demo.step("build") as row:
         demo.vnfs("build", recipe, "--locked")
-        row.size = json.loads(demo.vnfs("show", "compute", "--json", quiet=True))["bytes"]
+        row.size = json.loads(demo.vnfs("show", "compute", "--json", quiet=True))["size"]
     with demo.step("look: list, show, history, verify"):
         for words in (["list"], ["show", "compute:1"], ["history", "compute"], ["verify", "compute"]):
             demo.vnfs(*words)
@@ -117,7 +116,7 @@ def edit(demo: Demo) -> None:
         subprocess.run(["setcap", "cap_net_raw+ep", str(root / "usr/bin/rsync")], check=True)
     with demo.step("umount: publish version 2") as row:
         demo.vnfs("umount", "compute", "-m", "tree, a message of the day, rsync may use raw sockets")
-        row.size = json.loads(demo.vnfs("show", "compute:2", "--json", quiet=True))["layers"][-1]["bytes"]
+        row.size = json.loads(demo.vnfs("show", "compute:2", "--json", quiet=True))["layers"][-1]["size"]
     with demo.step("diff"):
         demo.vnfs("diff", "compute:1", "compute:2")
 

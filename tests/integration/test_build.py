@@ -44,7 +44,7 @@ def test_a_recipe_becomes_a_capsule_whose_packages_are_the_lock(site: Site) -> N
                 scripts={"postinst": "#!/bin/sh\nset -e\necho configured > /etc/hello.state\n"})  # fmt: skip
     site.publish(hello)
     report = site.json("build", site.recipe(include='"mini-kernel", "hello"'))
-    assert report["capsule"] == "mini:1"
+    assert report["reference"] == "mini:1"
     assert report["kernel"] == RELEASE
     tree = site.place / "tree"
     layer = report["layers"][0]["digest"].removeprefix("sha256:")  # type: ignore[index]
@@ -310,7 +310,7 @@ def test_kill_9_at_any_moment_leaves_the_old_state_and_the_next_run_cleans_up(si
     recipe = site.recipe('[[hook]]\nphase = "post"\nscript = "sleep 0.3"')
     site.interrupt("build", recipe, number=KILL, when=lambda line: moment in line)
     site.run("verify")
-    assert site.json("build", recipe)["capsule"] == "mini:1"
+    assert site.json("build", recipe)["reference"] == "mini:1"
     assert not [item for item in site.leftovers() if "put-" not in item]
 
 

@@ -54,10 +54,10 @@ def lock_command(app: App, recipe: Path, update: bool, check: bool, mirror: str 
         "lock": str(path),
         "digest": held.digest,
         "packages": len(held.packages),
-        "bytes": sum(package.size for package in held.packages),
+        "size": sum(package.size for package in held.packages),
         "changes": changes,
     }
-    size = amount(data["bytes"])  # type: ignore[arg-type]
+    size = amount(data["size"])  # type: ignore[arg-type]
     app.emit(data, lambda: "\n".join([f"{path}: {len(held.packages)} packages, {size} to fetch", *changes]))
 
 
@@ -104,14 +104,14 @@ def build_command(
 def _record(report: Report) -> dict[str, Any]:
     capsule = report.capsule
     return {
-        "capsule": capsule.reference,
+        "reference": capsule.reference,
         "digest": capsule.digest,
         "tree": capsule.config.tree,
         "kernel": capsule.config.kernel.release,
-        "bytes": capsule.size,
-        "layers": [{"digest": layer.digest, "bytes": layer.size} for layer in capsule.layers],
-        "initrd_bytes": capsule.initrd.size,
-        "ram_bytes": report.ram,
+        "size": capsule.size,
+        "layers": [{"digest": layer.digest, "size": layer.size} for layer in capsule.layers],
+        "initrd_size": capsule.initrd.size,
+        "ram": report.ram,
         "published": report.fresh,
         "losses": list(report.losses),
     }

@@ -147,7 +147,7 @@ def boot_command(
 def _ready(app: App, capsule: Capsule, guest: Guest) -> None:
     seconds = round(guest.seconds, 1)
     record = {
-        "capsule": capsule.reference,
+        "reference": capsule.reference,
         "manifest": capsule.digest,
         "seconds": seconds,
         "ssh": f"root@127.0.0.1:{guest.ssh_port}",
