@@ -150,7 +150,7 @@ def test_a_running_node_goes_from_one_version_to_the_next_and_drift_is_named(job
     assert on_node("cat /proc/sys/kernel/random/boot_id") == booted_at
     status = job.sync("status", node)
     assert (status["version"], status["drift"]) == (2, [])
-    assert job.sync("livesync", node)["state"] == "current", "doing it again changes nothing"
+    assert job.sync("livesync", node)["state"] == "unchanged", "doing it again changes nothing"
 
     on_node("echo by hand >> /etc/motd")
     status = job.sync("status", node, code=3)
