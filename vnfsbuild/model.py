@@ -39,6 +39,11 @@ def check_digest(digest: str) -> str:
     return digest
 
 
+def printable(text: str) -> str:
+    """Text from a stranger, fit for a terminal: one line of at most 300 characters, without control characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:300])
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """`NAME`, `NAME:VERSION`, `NAME:TAG` or `NAME@sha256:…`; at most one of version, tag and digest is set."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -120,6 +123,39 @@ def test_a_missing_file_is_not_asked_for_again(server: HttpServer, downloader: D
 def test_a_server_that_is_not_there_is_named_with_the_cause(downloader: Downloader) -> None:
     with pytest.raises(NetworkError, match=r"http://127\.0\.0\.1:1/x.*refused.*tried 3 times"):
         downloader.file("http://127.0.0.1:1/x", blob=BLOB)
+
+
+def test_a_certificate_that_does_not_hold_is_refused_at_once(tmp_path: Path) -> None:
+    made = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=localhost", "-days", "1"]
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(["openssl", "req", "-x509", *made, "-keyout", key, "-out", certificate], check=True, stderr=-3)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}/file"
+        greeted: list[str] = []
+
+        def greet() -> None:
+            while True:
+                try:
+                    connection = listener.accept()[0]
+                except OSError:
+                    return
+                greeted.append("")
+                with suppress(OSError), context.wrap_socket(connection, server_side=True):
+                    pass
+
+        threading.Thread(target=greet, daemon=True).start()
+        with pytest.raises(TrustError, match=f"{url}: the server's certificate does not hold: .*verify failed"):
+            Downloader(tmp_path / "cache", timeout=5).file(url, blob=BLOB)
+        listener.shutdown(socket.SHUT_RDWR)
+    assert len(greeted) == 1
+
+
+@pytest.mark.parametrize("url", ["http://", "http://[::1/x", "https:///x"])
+def test_what_is_no_address_is_refused_at_once(downloader: Downloader, url: str) -> None:
+    with pytest.raises(UsageError, match="is no address"):
+        downloader.file(url, blob=BLOB)
 
 
 def test_silence_is_an_error(server: HttpServer, tmp_path: Path) -> None:

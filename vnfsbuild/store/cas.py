@@ -6,9 +6,10 @@ about what blobs mean.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Protocol
@@ -18,6 +19,7 @@ from vnfsbuild.host.fs import make_directory, space_errors, sync_directory
 from vnfsbuild.model import Blob
 
 CHUNK = 1 << 20
+_PAUSE = 0.05
 
 
 class BlobStore(Protocol):
@@ -108,6 +110,32 @@ class LocalBlobs:
         make_directory(self.ingest)
         return self.ingest / f"{blob.hex}.part"
 
+    @contextmanager
+    def unfinished(self, blob: Blob, wait: Callable[[float], None]) -> Iterator[IO[bytes] | None]:
+        """The `partial` file of `blob`, open for going on with and ours alone, never longer than the blob; None when
+        somebody else has just completed it.
+
+        While another process or thread holds it, `wait` is called with seconds, and ends the waiting by raising.
+        """
+        path = self.partial(blob)
+        while True:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            with open(descriptor, "rb+", buffering=0) as part:
+                while not _locked(part):
+                    wait(_PAUSE)
+                # Whoever held it may have made a blob of it, or removed it: then the name leads elsewhere.
+                same = _leads_to(path, part)
+                if self.has(blob):
+                    if same:
+                        path.unlink()
+                    yield None
+                    return
+                if same:
+                    if os.fstat(part.fileno()).st_size > blob.size:
+                        part.truncate(0)
+                    yield part
+                    return
+
     def remove(self, blob: Blob) -> None:
         """Forget a blob; it is no error if it was not there."""
         with suppress(FileNotFoundError):
@@ -157,6 +185,21 @@ def _check(blob: Blob, expect: Blob | None, what: str) -> None:
             f"{what} is not {expect.digest} ({expect.size} bytes): it is {blob.digest} ({blob.size} bytes)",
             "the source is damaged or was tampered with; nothing was stored",
         )
+
+
+def _locked(stream: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _leads_to(path: Path, stream: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def digest_of(data: bytes) -> str:

@@ -15,9 +15,9 @@ from urllib.parse import urlencode, urljoin, urlsplit
 import requests
 
 from vnfsbuild.deliver.transfer.remote import Remote
-from vnfsbuild.deliver.transfer.transport import Http, bare, printable, read_bounded, stream
+from vnfsbuild.deliver.transfer.transport import Http, bare, read_bounded, stream
 from vnfsbuild.errors import NetworkError, NotFound, TrustError, VnfsError
-from vnfsbuild.model import Blob
+from vnfsbuild.model import Blob, printable
 from vnfsbuild.store.capsules import MANIFEST
 from vnfsbuild.store.cas import digest_of
 

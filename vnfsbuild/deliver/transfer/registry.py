@@ -6,7 +6,6 @@ version is, only its manifest says, and `intake` decides whether that may enter.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -136,7 +135,7 @@ def pull(
 
 def _fetch(repository: Repository, store: Store, count: _Count, blob: Blob) -> None:
     """Download one blob, going on from what an earlier attempt left; gives up after failures without progress."""
-    with space_errors(store.root), _part(store, blob) as out:
+    with space_errors(store.root), store.blobs.unfinished(blob, repository.http.sleep) as out:
         if out is None:
             return
         part = store.blobs.partial(blob)
@@ -169,31 +168,6 @@ def _receive(repository: Repository, blob: Blob, out: IO[bytes], offset: int, co
             count.add(len(piece))
             if repository.http.stop.is_set():
                 raise Interrupted
-
-
-@contextmanager
-def _part(store: Store, blob: Blob) -> Iterator[IO[bytes] | None]:
-    """The partial download of a blob, held against other processes; None when one of them has just finished it."""
-    path = store.blobs.partial(blob)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with open(descriptor, "rb+", buffering=0) as out:
-            fcntl.flock(out.fileno(), fcntl.LOCK_EX)
-            # Whoever held it may have made a blob of it, or removed it: then the name leads elsewhere.
-            try:
-                same = os.path.samestat(os.fstat(out.fileno()), path.stat())
-            except FileNotFoundError:
-                same = False
-            if not same:
-                continue
-            if store.blobs.has(blob):
-                path.unlink()
-                yield None
-                return
-            if out.seek(0, os.SEEK_END) > blob.size:
-                out.truncate(0)
-            yield out
-            return
 
 
 @contextmanager

@@ -7,7 +7,6 @@ The Authorization header goes to the registry's own scheme, host and port, and n
 from __future__ import annotations
 
 import json
-import random
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -21,10 +20,11 @@ from requests.auth import AuthBase
 
 from vnfsbuild.deliver.transfer.remote import Credentials
 from vnfsbuild.errors import NetworkError, NotFound, TrustError, VnfsError
+from vnfsbuild.host.http import TRANSIENT, backoff, reason, session
+from vnfsbuild.model import printable
 
 _TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MAX_REDIRECTS = 5
 _MAX_WAIT = 60.0
 _MAX_TOKEN = 1 << 20
@@ -68,9 +68,8 @@ class Http:
         self._credentials = credentials
         self._authorization = ""
         self._lock = threading.Lock()
-        self._session = requests.Session()
+        self._session = session()
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self._session.headers.update({"User-Agent": "vnfs", "Accept-Encoding": "identity"})
 
     def close(self) -> None:
         self._session.close()
@@ -107,11 +106,14 @@ class Http:
         raise AssertionError("unreachable")
 
     def pause(self, attempt: int, problem: NetworkError) -> None:
-        """Wait before asking again: longer each time, never in step with others, and as long as the server wants.
-        Raises Interrupted."""
+        """Wait before asking again: longer each time (`attempt` counts from 0), never in step with others, and as
+        long as the server wants. Raises Interrupted."""
         at_least = problem.wait if isinstance(problem, Later) else 0.0
-        backoff = min(15.0, 0.3 * 2**attempt) * random.uniform(0.5, 1.0)  # noqa: S311
-        if self.stop.wait(max(backoff, at_least)):
+        self.sleep(max(backoff(attempt + 1), at_least))
+
+    def sleep(self, seconds: float) -> None:
+        """Wait. Raises Interrupted when the job is stopped meanwhile."""
+        if self.stop.wait(seconds):
             raise Interrupted
 
     def _authorized(self, method: str, url: str, headers: dict[str, str], body: Body | None) -> requests.Response:
@@ -167,13 +169,13 @@ class Http:
             )
         except requests.exceptions.SSLError as error:
             raise TrustError(
-                f"{bare(url)}: the server's certificate does not hold: {_reason(error)}",
+                f"{bare(url)}: the server's certificate does not hold: {reason(error)}",
                 "use a certificate this host trusts (REQUESTS_CA_BUNDLE), or --plain-http inside a trusted network",
             ) from error
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, ValueError) as error:
-            raise VnfsError(f"{bare(url)} is no address: {_reason(error)}") from error
+            raise VnfsError(f"{bare(url)} is no address: {reason(error)}") from error
         except requests.RequestException as error:
-            raise NetworkError(f"{bare(url)}: {_reason(error)}", "is the registry running, and reachable?") from error
+            raise NetworkError(f"{bare(url)}: {reason(error)}", "is the registry running, and reachable?") from error
 
     def _ours(self, url: str) -> bool:
         return _origin(url) == _origin(self.base)
@@ -233,13 +235,8 @@ def stream(response: requests.Response, size: int) -> Iterator[bytes]:
         yield from response.iter_content(size)
     except requests.RequestException as error:
         raise NetworkError(
-            f"{bare(response.url or '')} broke off: {_reason(error)}", "run it again: it resumes"
+            f"{bare(response.url or '')} broke off: {reason(error)}", "run it again: it resumes"
         ) from error
-
-
-def printable(text: str) -> str:
-    """Text from a stranger, fit for a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:300])
 
 
 def bare(url: str) -> str:
@@ -273,16 +270,8 @@ def _refusal(method: str, url: str, response: requests.Response) -> VnfsError:
         return NotFound(text, "check the name; a registry may also hide what needs credentials")
     if response.status_code in {401, 403}:
         return VnfsError(text, "these credentials may not do that; see docker login, or VNFS_REGISTRY_USER")
-    if response.status_code in _AGAIN:
+    if response.status_code in TRANSIENT:
         return Later(text, "the registry is in trouble; try again later", wait=_retry_after(response))
     if "DIGEST_INVALID" in said:
         return TrustError(text, "the bytes sent are not what they are named by: vnfs verify")
     return VnfsError(text)
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost words of an exception of requests, which wraps those of urllib3, which wrap the kernel's."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
-    reason = getattr(error, "reason", None)
-    return printable(str(reason if isinstance(reason, BaseException) else error) or type(error).__name__)
