@@ -105,6 +105,14 @@ def test_a_directory_that_holds_a_mount_does_not_become_a_file() -> None:
     assert [(drift.path, bool(drift.because)) for drift in found.drift] == [("/d", True)]
 
 
+def test_a_directory_that_stays_for_what_was_put_into_it_is_drift_now_and_afterwards() -> None:
+    a, b, live = tree(directory("/d")), tree(), tree(directory("/d"), directory("/d/own"))
+    found = plan(a, b, live)
+    assert not found.changes
+    assert [drift.path for drift in found.drift] == ["/d", "/d/own"]
+    assert [drift.path for drift in plan(b, b, live).drift] == ["/d", "/d/own"]
+
+
 def test_nothing_is_put_below_a_directory_that_became_a_link_on_the_node() -> None:
     a, b = tree(directory("/d"), file("/d/f")), tree(directory("/d"), file("/d/f", "b"), file("/d/g"))
     live = tree(Entry("/d", FileType.SYMLINK, target="/elsewhere"))

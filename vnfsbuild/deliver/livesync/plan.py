@@ -192,7 +192,8 @@ class _Planner:
         return live is None or live.type is FileType.DIRECTORY or same(live, self.halfway.get(path))
 
     def keep_directories(self, guests: Iterable[str]) -> None:
-        """A directory that should go stays while something in it does."""
+        """A directory that should go stays while something in it does: unsaid for what is the node's by right, as
+        drift for what was changed there, because that is what the node's status will call it afterwards."""
         needed = {above for guest in guests for above in ancestors(guest)}
         for path in needed & (self.changes.keys() | self.drift.keys()):
             if self._should_go(path):
@@ -200,17 +201,22 @@ class _Planner:
         edited = {above for path in self.drift if path in self.live for above in ancestors(path)}
         for path in edited & self.changes.keys():
             if self._should_go(path):
-                self._give_up(path, "what was changed on the node lies in it")
+                self._refuse(path, "what was changed on the node lies in it")
 
     def _should_go(self, path: str) -> bool:
         return _is_directory(self.live.get(path)) and not _is_directory(self.target.get(path))
 
     def _give_up(self, path: str, because: str) -> None:
-        change = self.changes.pop(path, None)
-        old = self.drift.pop(path, None)
-        differs = change.differs if change else old.differs if old else ()
         if path in self.target:
-            self.drift[path] = Drift(path, differs, because)
+            self._refuse(path, because)
+        else:
+            self.changes.pop(path, None)
+            self.drift.pop(path, None)
+
+    def _refuse(self, path: str, because: str) -> None:
+        """Make drift of what would have been a change."""
+        known = self.changes.pop(path, None) or self.drift[path]
+        self.drift[path] = Drift(path, known.differs, because)
 
     def refuse_below_strangers(self) -> None:
         """What should appear below something that will not be a directory cannot."""
@@ -219,7 +225,7 @@ class _Planner:
                 continue
             parent = path.rpartition("/")[0] or "/"
             if not self._becomes_directory(parent):
-                self._give_up(path, f"{parent} is no directory on the node")
+                self._refuse(path, f"{parent} is no directory on the node")
 
     def _becomes_directory(self, path: str) -> bool:
         if path in self.changes:
