@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+from tests.support.program import VNFS
 from tests.support.trees import publish, small_tree
 from vnfsbuild.store.capsules import Store
 
 ROUNDS = 5
-VNFS = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()"]
 
 
 def _seconds(*words: str) -> float:

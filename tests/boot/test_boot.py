@@ -7,7 +7,6 @@ import os
 import signal
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from tests.support.boot import (
     ssh,
 )
 from tests.support.ports import free_port
+from tests.support.program import VNFS
 from vnfsbuild.errors import VnfsError
 from vnfsbuild.model import Reference
 from vnfsbuild.serve.qemu import Hardware, booted
@@ -120,9 +120,6 @@ def test_a_node_with_too_little_memory_refuses_with_numbers(site: Site) -> None:
             node.wait_login(timeout=PATIENCE)
         node.wait(60)
     assert "fetching layer" not in node.text()
-
-
-VNFS = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()"]
 
 
 def test_the_command_boots_until_login_and_ends_its_machine(site: Site, tmp_path: Path) -> None:

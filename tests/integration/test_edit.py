@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.program import VNFS
 from tests.support.trees import CAPABILITY, publish, small_tree, status
 from vnfsbuild.deliver.edit import mounts
 from vnfsbuild.deliver.edit.publish import Outcome, umount
@@ -44,14 +45,13 @@ class Site:
         return umount(self.store, self.work, "tiny", message, Silent())
 
     def run(self, *words: str, **options: object) -> subprocess.CompletedProcess[str]:
-        code = "from vnfsbuild.cli.main import main; main()"
         env = os.environ | {
             "VNFS_STORE": str(self.store.root),
             "VNFS_WORK": str(self.work),
             "VNFS_CACHE": str(self.base / "cache"),
         }
         return subprocess.run(
-            [sys.executable, "-c", code, *words],
+            [*VNFS, *words],
             env=env,
             capture_output=True,
             check=False,

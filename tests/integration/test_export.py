@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.capsules import make_capsule
+from tests.support.program import VNFS
 from tests.support.registry import running_registry
 from vnfsbuild.host.run import run
 from vnfsbuild.store.capsules import Store
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 def vnfs(store: Store, *words: object, code: int = 0, stdin: bytes | None = None) -> Any:
     """Run the real program and return its JSON answer."""
-    argv = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()", "--store", str(store.root)]
+    argv = [*VNFS, "--store", str(store.root)]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     words = (*words, "--json", "--progress", "none")
     done = subprocess.run([*argv, *map(str, words)], check=False, input=stdin, capture_output=True, env=environ)
@@ -94,7 +94,7 @@ def test_an_import_interrupted_by_ctrl_c_leaves_nothing(store: Store, tmp_path: 
     vnfs(store, "export", "demo:2", path)
     data = path.read_bytes()
     target = Store(tmp_path / "target")
-    argv = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()", "--store", str(target.root)]
+    argv = [*VNFS, "--store", str(target.root)]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
         [*argv, "import", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environ

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.livenode import SKIP, LiveNode, Site, call, free_port, live_node, publish, unpack_root
+from tests.support.livenode import SKIP, LiveNode, Site, call, live_node, publish, unpack_root
+from tests.support.ports import free_port
 from vnfsbuild.deliver.livesync.plan import differences
 from vnfsbuild.deliver.livesync.skip import protection
 from vnfsbuild.store.capsules import Capsule, Store

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.support.program import VNFS
 from tests.support.trees import CAPABILITY, EPOCH, publish, small_tree, status
 from vnfsbuild.errors import TrustError
 from vnfsbuild.format.squashfs import pack_tree, read_file, read_files
@@ -18,7 +18,6 @@ from vnfsbuild.model import Package
 from vnfsbuild.store.capsules import Store
 
 pytestmark = pytest.mark.root
-VNFS = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()"]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.capsules import FILES, make_capsule, random_bytes
+from tests.support.program import VNFS
 from tests.support.registry import Registry, proxy, running_registry
 from vnfsbuild.deliver.transfer.registry import Moved, pull, push
 from vnfsbuild.deliver.transfer.remote import Remote
@@ -136,8 +137,7 @@ def test_a_push_survives_cuts_of_its_connections(server: Registry, source: Store
 
 
 def program(store: Path, *words: str) -> list[str]:
-    code = "from vnfsbuild.cli.main import main; main()"
-    return [sys.executable, "-c", code, "--store", str(store), *words]
+    return [*VNFS, "--store", str(store), *words]
 
 
 def test_a_pull_ended_by_kill_9_is_finished_by_the_next_one_with_the_remainder_only(

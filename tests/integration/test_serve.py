@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.support.program import VNFS
 from vnfsbuild.model import Blob, Reference
 from vnfsbuild.serve import boot
 from vnfsbuild.serve.app import ServeConfig, make_app
@@ -258,7 +258,7 @@ class vnfs_serve:
     """`vnfs serve` as a process of its own."""
 
     def __init__(self, store: Store, *words: str) -> None:
-        self.argv = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()", "--store", str(store.root),
+        self.argv = [*VNFS, "--store", str(store.root),
                      "serve", *words, "--listen", "127.0.0.1:0", "--json"]  # fmt: skip
 
     def __enter__(self) -> tuple[subprocess.Popen[bytes], str]:
@@ -305,7 +305,7 @@ def test_a_signal_ends_the_server_cleanly_even_during_a_transfer(tmp_path: Path,
 def test_wrong_words_get_a_clear_error(tmp_path: Path, summary: str, words: list[str], code: int, says: str) -> None:
     store = Store(tmp_path / "store")
     publish(store)
-    argv = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()", "--store", str(store.root), "serve"]
+    argv = [*VNFS, "--store", str(store.root), "serve"]
     done = subprocess.run([*argv, *words], capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, says in done.stderr) == (code, True), done.stderr
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tests.support.capsules import configuration
 from vnfsbuild.host import mount
 from vnfsbuild.hybrid import initrd
-from vnfsbuild.store.capsules import Capsule, Config, Kernel, State, Store
+from vnfsbuild.store.capsules import Capsule, Kernel, Store
 from vnfsbuild.store.toc import scan
 
 PACKAGES = (
@@ -81,9 +82,7 @@ def publish(store: Store, root: Path, *, tools: Path, scratch: Path, name: str =
     toc = scan(root)
     with open(image, "rb") as layer, open(kernel, "rb") as vmlinuz, open(composed.path, "rb") as init:
         blobs = [store.blobs.put(stream) for stream in (layer, vmlinuz, init)]
-    config = Config(name=name, version=1, created="2023-11-14T22:13:20Z", tree=toc.digest, family="deb",
-                    distro="debian", suite="bookworm", architecture="amd64", kernel=Kernel(release, CMDLINE),
-                    state=State())  # fmt: skip
+    config = configuration(name, toc, kernel=Kernel(release, CMDLINE))
     return store.publish(config, layers=[blobs[0]], kernel=blobs[1], initrd=blobs[2],
                          toc=store.blobs.put_bytes(toc.dump()), sbom=store.blobs.put_bytes(b"{}"))  # fmt: skip
 

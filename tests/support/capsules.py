@@ -12,12 +12,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vnfsbuild.host.run import run
 from vnfsbuild.store.capsules import Capsule, Config, Kernel, Store
 from vnfsbuild.store.toc import Entry, Toc, scan
 
 EPOCH = 1_700_000_000
+KERNEL = Kernel("6.1.0-1-amd64")
 FILES: Mapping[str, bytes | None] = {
     "etc/hostname": b"demo\n",
     "etc/motd": b"welcome\n",
@@ -29,6 +31,14 @@ def random_bytes(size: int, seed: int = 1) -> bytes:
     """The same incompressible bytes for the same seed."""
     source, piece = random.Random(seed), 64 << 20
     return b"".join(source.randbytes(min(piece, size - start)) for start in range(0, size, piece))
+
+
+def configuration(name: str, toc: Toc, *, kernel: Kernel = KERNEL, **more: Any) -> Config:
+    """What a version of `name` with this tree says of itself: a Debian 12; the store sets its number."""
+    place = {"family": "deb", "distro": "debian", "suite": "bookworm", "architecture": "amd64"}
+    return Config(
+        name=name, version=1, created="2023-11-14T22:13:20Z", tree=toc.digest, kernel=kernel, **(place | more)
+    )
 
 
 def make_capsule(
@@ -58,15 +68,9 @@ def make_capsule(
             layer = store.blobs.put(source)
     base = store.toc(parent) if parent else Toc(())
     toc = _merge(base, changed, gone)
-    config = Config(
-        name=name,
-        version=1,
-        created="2023-11-14T22:13:20Z",
-        tree=toc.digest,
-        family="deb",
-        distro="debian",
-        suite="bookworm",
-        architecture="amd64",
+    config = configuration(
+        name,
+        toc,
         kernel=Kernel("6.1.0-test-amd64", "console=ttyS0"),
         message=message,
         parent=parent.digest if parent else "",

@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +21,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.capsules import configuration
+from tests.support.ports import free_port
+from tests.support.program import VNFS
 from vnfsbuild.config import data_directory
 from vnfsbuild.hybrid.policy import profile
-from vnfsbuild.store.capsules import Capsule, Config, Kernel, State, Store
+from vnfsbuild.store.capsules import Capsule, State, Store
 from vnfsbuild.store.toc import Toc, scan
 
 REPOSITORY = Path(__file__).parents[2]
@@ -68,18 +70,7 @@ def publish(store: Store, tree: Path, scratch: Path, *, kernel: bytes = b"kernel
     call("mksquashfs", tree, image, "-comp", "zstd", "-Xcompression-level", "1", "-noappend", "-no-progress", "-quiet")
     blobs = store.blobs
     toc = scan(tree)
-    config = Config(
-        name=name,
-        version=1,
-        created="2026-01-01T00:00:00Z",
-        tree=toc.digest,
-        family="deb",
-        distro="debian",
-        suite="bookworm",
-        architecture="amd64",
-        kernel=Kernel("6.1.0-1-amd64"),
-        state=State(livesync_skip=SKIP),
-    )
+    config = configuration(name, toc, state=State(livesync_skip=SKIP))
     with open(image, "rb") as stream:
         layer = blobs.put(stream)
     image.unlink()
@@ -90,12 +81,6 @@ def publish(store: Store, tree: Path, scratch: Path, *, kernel: bytes = b"kernel
 # What comes with vnfs, and one of the tests' own. Without /home: that is protected by being a mount.
 _LIST = profile("stateless", data_directory("capsules")).livesync_skip
 SKIP = (*(pattern for pattern in _LIST if pattern != "/home"), "/etc/kept")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 _BOOT = """
@@ -275,11 +260,8 @@ class Site:
     work: Path
 
     def argv(self, command: str, *words: str, key: LiveNode | None = None) -> list[str]:
-        program = "from vnfsbuild.cli.main import main; main()"
         argv = [
-            sys.executable,
-            "-c",
-            program,
+            *VNFS,
             "--store",
             str(self.store.root),
             "--work",

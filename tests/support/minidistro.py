@@ -13,7 +13,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.aptrepo import Deb, HttpServer, Repository, Signer
+from tests.support.program import VNFS
 
 PROGRAMS = (
     *("cat", "chgrp", "chmod", "chown", "cp", "dash", "date", "diff", "dirname", "dpkg", "dpkg-deb", "dpkg-divert"),
@@ -104,7 +104,7 @@ class Site:
         return path
 
     def command(self, *words: str | Path) -> list[str]:
-        return [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()", *map(str, words)]
+        return [*VNFS, *map(str, words)]
 
     def run(
         self, *words: str | Path, code: int = 0, env: dict[str, str] | None = None

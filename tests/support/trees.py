@@ -6,10 +6,11 @@ import os
 import tempfile
 from pathlib import Path
 
+from tests.support.capsules import configuration
 from vnfsbuild.format.squashfs import pack_tree
 from vnfsbuild.model import Package
 from vnfsbuild.store import sbom
-from vnfsbuild.store.capsules import Capsule, Config, Kernel, Store
+from vnfsbuild.store.capsules import Capsule, Store
 from vnfsbuild.store.toc import scan
 
 EPOCH = 1_700_000_000
@@ -61,17 +62,7 @@ def publish(store: Store, root: Path, name: str = "tiny", packages: tuple[Packag
         pack_tree(root, image, epoch=EPOCH)
         with open(image, "rb") as stream:
             layer = store.blobs.put(stream)
-    config = Config(
-        name=name,
-        version=1,
-        created="2023-11-14T22:13:20Z",
-        tree=toc.digest,
-        family="deb",
-        distro="debian",
-        suite="bookworm",
-        architecture="amd64",
-        kernel=Kernel("6.1.0-1-amd64"),
-    )
+    config = configuration(name, toc)
     return store.publish(
         config,
         layers=[layer],

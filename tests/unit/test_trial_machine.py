@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.program import VNFS
 from vnfsbuild.errors import UsageError
 from vnfsbuild.serve.qemu import Hardware, command
 
@@ -38,6 +38,6 @@ def test_memory_that_qemu_would_misread_is_refused(memory: str) -> None:
 def test_boot_says_what_is_wrong_before_it_starts_anything(
     tmp_path: Path, summary: str, words: list[str], code: int, says: str
 ) -> None:
-    argv = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()", "--store", str(tmp_path), "boot"]
+    argv = [*VNFS, "--store", str(tmp_path), "boot"]
     done = subprocess.run([*argv, *words], capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, says in done.stderr) == (code, True), done.stderr
