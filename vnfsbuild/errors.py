@@ -3,9 +3,11 @@
 VnfsError
 ├── UsageError            the caller asked for something that cannot be (exit 2)
 ├── RecipeError           a recipe or lock is wrong: names file, line and key
+├── LockStale             the lock does not fit the recipe, and resolving was forbidden (exit 3)
 ├── ResolveError          no set of packages satisfies the recipe
 ├── TrustError            bytes are not what was promised: never retried
 ├── NetworkError          a server did not answer: retried by the caller's policy, then raised with the URL
+│   └── NotFoundOnServer  it answers, and has no such file: never retried; a NotFound, too
 ├── HostError             this machine lacks something
 │   ├── ProgramMissing
 │   ├── NotRoot
@@ -53,6 +55,13 @@ class RecipeError(VnfsError):
     """A recipe or lock file that cannot be used as written."""
 
     ref = "recipe"
+
+
+class LockStale(VnfsError):
+    """The recipe asks for something else than its lock holds, and --locked forbids resolving."""
+
+    ref = "lock-stale"
+    exit_code = 3
 
 
 class ResolveError(VnfsError):
@@ -126,6 +135,12 @@ class NotFound(VnfsError):
     """No such capsule, version, tag, digest, recipe or node."""
 
     ref = "not-found"
+
+
+class NotFoundOnServer(NetworkError, NotFound):
+    """The server answers, and has no such file."""
+
+    ref = "network"
 
 
 class Busy(VnfsError):

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vnfsbuild import family, hooks, lockfile, recipe
-from vnfsbuild.errors import VnfsError
+from vnfsbuild.errors import LockStale, VnfsError
 from vnfsbuild.family import Family
 from vnfsbuild.fetch import Downloader
 from vnfsbuild.format import squashfs
@@ -30,13 +30,6 @@ from vnfsbuild.store.cas import hash_file
 # and the packed layer together (measured: 12 to 14 on Debian).
 _MEMORY_FACTOR = 14
 _MEMORY_SPARE = 2 << 30
-
-
-class LockStale(VnfsError):
-    """The recipe asks for something else than its lock holds, and --locked forbids resolving."""
-
-    ref = "lock-stale"
-    exit_code = 3
 
 
 @dataclass(frozen=True, slots=True)

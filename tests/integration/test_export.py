@@ -49,7 +49,12 @@ def test_export_and_import_carry_the_digest_to_another_store(store: Store, tmp_p
     assert said["file"] == str(out / "demo-2.vnfs")
     assert said["bytes"] == (out / "demo-2.vnfs").stat().st_size
     target = Store(tmp_path / "target")
-    assert vnfs(target, "import", out / "demo-2.vnfs") == {"reference": "demo:2", "digest": capsule.digest}
+    assert vnfs(target, "import", out / "demo-2.vnfs") == {
+        "reference": "demo:2",
+        "digest": capsule.digest,
+        "tree": capsule.config.tree,
+        "size": capsule.size,
+    }
     third = Store(tmp_path / "third")
     data = (out / "demo-2.vnfs").read_bytes()
     assert vnfs(third, "import", "-", stdin=data)["digest"] == capsule.digest
@@ -80,7 +85,7 @@ def test_push_and_pull_report_what_moved_and_what_was_there(store: Store, tmp_pa
         third = vnfs(store, "push", "demo", f"{server.host}/demo")
         pulled = vnfs(target, "pull", f"{server.host}/demo")
         missing = vnfs(target, "pull", f"{server.host}/nothing", code=1)
-    assert set(first) == {"reference", "digest", "moved_bytes", "moved_blobs", "skipped_blobs"}
+    assert set(first) == {"reference", "digest", "tree", "size", "moved_bytes", "moved_blobs", "skipped_blobs"}
     assert (first["moved_blobs"], first["skipped_blobs"]) == (6, 0)
     assert (second["moved_blobs"], second["skipped_blobs"]) == (3, 4)
     assert (third["moved_blobs"], third["skipped_blobs"], third["moved_bytes"]) == (0, 7, 0)

@@ -80,7 +80,11 @@ def test_list_show_and_history_tell_a_capsule(vnfs: Path) -> None:
     shown = json.loads(run(vnfs, "show", "tiny", "--json").stdout)
     assert (shown["packages"], len(shown["layers"]), shown["message"]) == (2, 2, "many things")
     assert shown["digest"] in run(vnfs, "show", "tiny:2").stdout
+    moved = json.loads(run(vnfs, "export", "tiny", str(vnfs / "tiny.vnfs"), "--json").stdout)
     newest, oldest = json.loads(run(vnfs, "history", "tiny", "--json").stdout)
+    keys = ("reference", "digest", "tree", "size")
+    for answer in (listed, newest, moved):
+        assert [answer[key] for key in keys] == [shown[key] for key in keys]
     assert (newest["version"], newest["parent_reference"], oldest["parent"]) == (2, "tiny:1", "")
     assert newest["delta"] == shown["layers"][1]["size"]
     assert "there is no capsule other" in run(vnfs, "show", "other").stderr

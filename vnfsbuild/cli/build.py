@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vnfsbuild.cli.common import App, amount, command
+from vnfsbuild.cli.common import App, amount, command, identity
 
 if TYPE_CHECKING:
     from vnfsbuild.lockfile import Lock
@@ -104,11 +104,8 @@ def build_command(
 def _record(report: Report) -> dict[str, Any]:
     capsule = report.capsule
     return {
-        "reference": capsule.reference,
-        "digest": capsule.digest,
-        "tree": capsule.config.tree,
+        **identity(capsule),
         "kernel": capsule.config.kernel.release,
-        "size": capsule.size,
         "layers": [{"digest": layer.digest, "size": layer.size} for layer in capsule.layers],
         "initrd_size": capsule.initrd.size,
         "ram": capsule.memory,

@@ -13,8 +13,9 @@ import click
 
 if TYPE_CHECKING:
     from vnfsbuild.config import Settings
+    from vnfsbuild.errors import VnfsError
     from vnfsbuild.progress import Monitor
-    from vnfsbuild.store.capsules import Store
+    from vnfsbuild.store.capsules import Capsule, Store
 
 P = ParamSpec("P")
 ANSWERED_NO = 3
@@ -75,6 +76,22 @@ def command(name: str, *, example: str) -> Callable[[Callable[Concatenate[App, P
         return click.command(name, epilog=epilog, context_settings=help_names)(answering)
 
     return wrap
+
+
+def identity(capsule: Capsule) -> dict[str, Any]:
+    """What every JSON answer says of a version, under the same keys: `digest` is the manifest's, `tree` that of what
+    a node sees, `size` the bytes of all its parts."""
+    return {
+        "reference": capsule.reference,
+        "digest": capsule.digest,
+        "tree": capsule.config.tree,
+        "size": capsule.size,
+    }
+
+
+def error_record(error: VnfsError) -> dict[str, str]:
+    """An error in a JSON answer."""
+    return {"ref": error.ref, "message": error.message, "hint": error.hint}
 
 
 def confirm(question: str, *, yes: bool) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vnfsbuild.cli.common import App, amount, command, confirm
+from vnfsbuild.cli.common import App, amount, command, confirm, identity
 from vnfsbuild.errors import Conflict
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ def _record(outcome: Outcome) -> dict[str, object]:
     capsule, layer = outcome.capsule, outcome.layer
     return {
         "base": outcome.base,
-        "reference": capsule.reference if capsule else None,
-        "digest": capsule.digest if capsule else None,
-        "tree": capsule.config.tree if capsule else None,
+        **(identity(capsule) if capsule else dict.fromkeys(("reference", "digest", "tree", "size"))),
         "layer": {"digest": layer.digest, "size": layer.size} if layer else None,
         "changed": outcome.changed,
         "removed": outcome.removed,

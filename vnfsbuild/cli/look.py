@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vnfsbuild.cli.common import ANSWERED_NO, App, amount, command, table
+from vnfsbuild.cli.common import ANSWERED_NO, App, amount, command, identity, table
 
 if TYPE_CHECKING:
     from vnfsbuild.deliver.diff import Difference, PathChange
@@ -37,8 +37,7 @@ def list_command(app: App) -> None:
             "name": name,
             "versions": list(versions),
             "newest": versions[-1],
-            "digest": newest.digest,
-            "size": newest.size,
+            **identity(newest),
             "created": newest.config.created,
             "tags": tags,
             "mounted": {"at": state.at, "reference": state.reference} if state else None,
@@ -80,9 +79,7 @@ def _details(app: App, capsule: Capsule) -> dict[str, Any]:
     parts = {"kernel": capsule.kernel, "initrd": capsule.initrd, "toc": capsule.toc, "sbom": capsule.sbom}
     tags = [tag for tag, digest in app.store.tags(config.name).items() if digest == capsule.digest]
     return {
-        "reference": capsule.reference,
-        "digest": capsule.digest,
-        "tree": config.tree,
+        **identity(capsule),
         "created": config.created,
         "message": config.message,
         "parent": config.parent,
@@ -95,7 +92,6 @@ def _details(app: App, capsule: Capsule) -> dict[str, Any]:
         "packages": len(sbom.packages(app.store.blobs.read(capsule.sbom))),
         "paths": len(toc.entries),
         "content_bytes": toc.size,
-        "size": capsule.size,
         "layers": [{"digest": blob.digest, "size": blob.size} for blob in capsule.layers],
         "parts": {name: {"digest": blob.digest, "size": blob.size} for name, blob in parts.items()},
     }
@@ -144,7 +140,7 @@ def history_command(app: App, name: str) -> None:
     records = [
         {
             "version": capsule.config.version,
-            "digest": capsule.digest,
+            **identity(capsule),
             "created": capsule.config.created,
             "message": capsule.config.message,
             "delta": capsule.layers[-1].size if capsule.config.parent else sum(blob.size for blob in capsule.layers),

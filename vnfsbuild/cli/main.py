@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from vnfsbuild import __version__
-from vnfsbuild.cli.common import App
+from vnfsbuild.cli.common import App, error_record
 from vnfsbuild.errors import NoSpace, VnfsError
 
 # Command to (module, one line of help). The function in the module has the command's name.
@@ -105,8 +105,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _report(error: VnfsError, *, as_json: bool) -> None:
     if as_json:
-        record = {"ref": error.ref, "message": error.message, "hint": error.hint}
-        click.echo(json.dumps({"error": record}))
+        click.echo(json.dumps({"error": error_record(error)}))
         return
     click.echo(f"vnfs: {error.message}", err=True)
     if error.hint:

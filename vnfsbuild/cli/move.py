@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from vnfsbuild.cli.common import App, amount, command
+from vnfsbuild.cli.common import App, amount, command, identity
 
 if TYPE_CHECKING:
     from vnfsbuild.deliver.transfer.registry import Moved
-    from vnfsbuild.store.capsules import Capsule
 
 # Each form of file is a writer in deliver.transfer.export and a row here.
 _FORMATS = click.Choice(["vnfs"])
@@ -34,7 +33,7 @@ def export_command(app: App, capsule: str, file: Path | None, kind: str, force: 
     target = file or Path(default_name(found))
     target = (target / default_name(found) if target.is_dir() else target).absolute()
     size = write_vnfs(app.store, found, target, force=force, monitor=app.monitor)
-    record = _record(found) | {"file": str(target), "format": kind, "bytes": size}
+    record = identity(found) | {"file": str(target), "format": kind, "bytes": size}
     app.emit(record, f"{found.reference} -> {target} ({amount(size)})")
 
 
@@ -54,7 +53,7 @@ def import_command(app: App, file: Path, name: str | None) -> None:
                 capsule = read_vnfs(app.store, source, name=name, monitor=app.monitor)
         except PermissionError as error:
             raise VnfsError(f"may not read {error.filename or file}") from error
-    app.emit(_record(capsule), f"{capsule.reference} {capsule.digest}")
+    app.emit(identity(capsule), f"{capsule.reference} {capsule.digest}")
 
 
 @command(
@@ -93,18 +92,13 @@ def pull_command(app: App, place: str, name: str | None, plain_http: bool) -> No
     _say(app, moved, moved.reference)
 
 
-def _record(capsule: Capsule) -> dict[str, Any]:
-    return {"reference": capsule.reference, "digest": capsule.digest}
-
-
 def _say(app: App, moved: Moved, text: str) -> None:
-    digest = moved.capsule.digest
     record = {
+        **identity(moved.capsule),
         "reference": moved.reference,
-        "digest": digest,
         "moved_bytes": moved.bytes,
         "moved_blobs": moved.blobs,
         "skipped_blobs": moved.skipped,
     }
     counts = f"{amount(moved.bytes)} in {moved.blobs} blobs moved, {moved.skipped} blobs were there"
-    app.emit(record, f"{text} {digest}\n{counts}")
+    app.emit(record, f"{text} {moved.capsule.digest}\n{counts}")

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from vnfsbuild.cli.common import App, command
+from vnfsbuild.cli.common import App, command, identity
 from vnfsbuild.errors import HostError, UsageError
 from vnfsbuild.model import Reference
 
@@ -147,8 +147,7 @@ def boot_command(
 def _ready(app: App, capsule: Capsule, guest: Guest) -> None:
     seconds = round(guest.seconds, 1)
     record = {
-        "reference": capsule.reference,
-        "manifest": capsule.digest,
+        **identity(capsule),
         "seconds": seconds,
         "ssh": f"root@127.0.0.1:{guest.ssh_port}",
     }

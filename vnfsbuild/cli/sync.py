@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vnfsbuild.cli.common import ANSWERED_NO, App, command
+from vnfsbuild.cli.common import ANSWERED_NO, App, command, error_record
 
 if TYPE_CHECKING:
     from vnfsbuild.deliver.livesync import Drift, Node, Plan, Report, Ssh, Status
@@ -185,10 +185,6 @@ def _status_text(item: Status) -> str:
     return "\n".join([*lines, *(f"  {_drift_text(drift)}" for drift in item.drift)])
 
 
-def _error_record(error: Any) -> dict[str, str] | None:
-    return {"ref": error.ref, "message": error.message, "hint": error.hint} if error else None
-
-
 def _drift_records(drift: tuple[Drift, ...]) -> list[dict[str, Any]]:
     return [{"path": item.path, "differs": item.differs, "because": item.because} for item in drift]
 
@@ -211,7 +207,7 @@ def _report_record(report: Report) -> dict[str, Any]:
         "processes": after.processes,
         "reboot": after.reboot,
         "note": after.note,
-        "error": _error_record(report.error),
+        "error": error_record(report.error) if report.error else None,
     }
 
 
@@ -220,9 +216,10 @@ def _status_record(item: Status) -> dict[str, Any]:
         "node": str(item.node),
         "capsule": item.capsule,
         "version": item.version,
-        "manifest": item.manifest,
+        "reference": f"{item.capsule}:{item.version}" if item.capsule else "",
+        "digest": item.manifest,
         "tree": item.tree,
         "drift": _drift_records(item.drift),
         "unfinished": item.unfinished,
-        "error": _error_record(item.error),
+        "error": error_record(item.error) if item.error else None,
     }

@@ -8,6 +8,5 @@ Refuses to hand out a byte that was not checked, and to try again after a wrong 
 from __future__ import annotations
 
 from vnfsbuild.fetch.downloader import Downloader
-from vnfsbuild.fetch.wire import NotFoundOnServer
 
-__all__ = ["Downloader", "NotFoundOnServer"]
+__all__ = ["Downloader"]

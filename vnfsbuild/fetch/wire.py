@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 import requests
 import urllib3
 
-from vnfsbuild.errors import NetworkError, NotFound, TrustError, UsageError
+from vnfsbuild.errors import NetworkError, NotFoundOnServer, TrustError, UsageError
 from vnfsbuild.host.http import TRANSIENT, reason, session
 
 CHUNK = 256 << 10
@@ -26,12 +26,6 @@ class Transient(Exception):
 
 class Cancelled(Exception):
     """Another download failed, or the user had enough."""
-
-
-class NotFoundOnServer(NetworkError, NotFound):
-    """The server answers, and has no such file."""
-
-    ref = "network"
 
 
 class Connections:

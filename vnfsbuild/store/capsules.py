@@ -29,7 +29,12 @@ INITRD = "application/vnd.vnfs.initrd.v1"
 TOC = "application/vnd.vnfs.toc.v1+zstd"
 SBOM = "application/vnd.cyclonedx+json"
 
-_REF = "org.opencontainers.image.ref.name"
+# The files of an OCI image layout, and what names a manifest in its index.
+LAYOUT_NAME = "oci-layout"
+LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+INDEX_NAME = "index.json"
+REF_NAME = "org.opencontainers.image.ref.name"
+
 _SERIAL = "org.vnfs.serial."
 _NODE_RESERVE = 256_000_000
 _MAX_MANIFEST = 4 << 20
@@ -320,34 +325,35 @@ class Store:
     def _add(self, index: dict[str, Any], capsule: Capsule, tag: str | None) -> None:
         manifest = self.blobs.put_bytes(capsule.manifest())
         names = [capsule.reference, *([f"{capsule.config.name}:{tag}"] if tag else [])]
-        kept = [item for item in index["manifests"] if item.get("annotations", {}).get(_REF) not in names]
+        kept = [item for item in index["manifests"] if item.get("annotations", {}).get(REF_NAME) not in names]
         added = [
-            _descriptor(MANIFEST, manifest) | {"artifactType": ARTIFACT, "annotations": {_REF: name}} for name in names
+            _descriptor(MANIFEST, manifest) | {"artifactType": ARTIFACT, "annotations": {REF_NAME: name}}
+            for name in names
         ]
         index["manifests"] = [*kept, *added]
         serial = max(self._serial(index, capsule.config.name), capsule.config.version)
         index.setdefault("annotations", {})[_SERIAL + capsule.config.name] = str(serial)
         make_directory(self.root)
-        if not (self.root / "oci-layout").exists():
-            atomic_write(self.root / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
-        atomic_write(self.root / "index.json", json.dumps(index, sort_keys=True, indent=1).encode())
+        if not (self.root / LAYOUT_NAME).exists():
+            atomic_write(self.root / LAYOUT_NAME, LAYOUT)
+        atomic_write(self.root / INDEX_NAME, json.dumps(index, sort_keys=True, indent=1).encode())
 
     # ---- the index
 
     def _index(self) -> dict[str, Any]:
         try:
-            index = json.loads((self.root / "index.json").read_bytes())
+            index = json.loads((self.root / INDEX_NAME).read_bytes())
             if not isinstance(index["manifests"], list):
                 raise TypeError("manifests is not a list")
         except FileNotFoundError:
             return {"schemaVersion": 2, "mediaType": INDEX, "manifests": []}
         except (ValueError, KeyError, TypeError) as error:
-            raise TrustError(f"{self.root}/index.json is damaged: {error}") from error
+            raise TrustError(f"{self.root}/{INDEX_NAME} is damaged: {error}") from error
         return dict(index)
 
     def _refs(self, index: dict[str, Any] | None = None) -> Iterator[tuple[str, Blob]]:
         for item in (index or self._index())["manifests"]:
-            name = item.get("annotations", {}).get(_REF)
+            name = item.get("annotations", {}).get(REF_NAME)
             if name:
                 yield name, _blob(item)
 

@@ -11,7 +11,7 @@ from vnfsbuild.errors import Conflict, HostError, NoSpace, TrustError
 from vnfsbuild.host.fs import atomic_file, free_bytes, space_errors
 from vnfsbuild.model import Blob
 from vnfsbuild.progress import Monitor, Step
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import INDEX_NAME, LAYOUT, LAYOUT_NAME, Capsule, Store
 from vnfsbuild.store.cas import CHUNK, LocalBlobs
 
 
@@ -38,8 +38,8 @@ def write_vnfs(store: Store, capsule: Capsule, target: Path, *, force: bool, mon
             space_errors(target),
             atomic_file(target) as out,
         ):
-            _member(out, layout.LAYOUT_NAME, layout.LAYOUT)
-            _member(out, layout.INDEX_NAME, layout.index(capsule))
+            _member(out, LAYOUT_NAME, LAYOUT)
+            _member(out, INDEX_NAME, layout.index(capsule))
             _member(out, layout.blob_name(capsule.manifest_blob), manifest)
             for blob in layout.ordered_blobs(manifest):
                 _blob(out, store.blobs, blob, step)

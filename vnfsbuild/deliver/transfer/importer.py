@@ -18,7 +18,7 @@ from vnfsbuild.deliver.transfer.intake import Offer, admission, check_config, en
 from vnfsbuild.errors import TrustError, UsageError
 from vnfsbuild.model import Blob, check_digest, printable
 from vnfsbuild.progress import Monitor, Step
-from vnfsbuild.store.capsules import MANIFEST, Capsule, Store
+from vnfsbuild.store.capsules import INDEX_NAME, LAYOUT, LAYOUT_NAME, MANIFEST, REF_NAME, Capsule, Store
 from vnfsbuild.store.cas import CHUNK
 
 _MAX_DOCUMENT = 4 << 20
@@ -34,9 +34,9 @@ def read_vnfs(store: Store, source: IO[bytes], *, name: str | None = None, monit
     After an error the store holds what it held before.
     """
     archive = _Archive(source)
-    if archive.document(layout.LAYOUT_NAME) != layout.LAYOUT:
+    if archive.document(LAYOUT_NAME) != LAYOUT:
         raise TrustError("the file is not an OCI image layout of version 1.0.0", _HINT)
-    manifest, reference = _named(archive.document(layout.INDEX_NAME))
+    manifest, reference = _named(archive.document(INDEX_NAME))
     data = archive.document(layout.blob_name(manifest), size=manifest.size)
     offer = Offer.examine(data)
     if offer.blob != manifest:
@@ -63,9 +63,9 @@ def _named(data: bytes) -> tuple[Blob, str]:
         size = item["size"]
         if item["mediaType"] != MANIFEST or type(size) is not int or not 0 < size <= _MAX_DOCUMENT:
             raise ValueError("its manifest is of another kind or size")
-        return Blob(check_digest(str(item["digest"])), size), str(item["annotations"][layout.REF_NAME])
+        return Blob(check_digest(str(item["digest"])), size), str(item["annotations"][REF_NAME])
     except (UsageError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise TrustError(f"{layout.INDEX_NAME} in the file does not name one capsule: {error}", _HINT) from error
+        raise TrustError(f"{INDEX_NAME} in the file does not name one capsule: {error}", _HINT) from error
 
 
 class _Archive:

@@ -17,7 +17,9 @@ from vnfsbuild.store.capsules import (
     INITRD,
     KERNEL,
     LAYER,
+    LAYOUT,
     MANIFEST,
+    REF_NAME,
     SBOM,
     TOC,
     Capsule,
@@ -26,10 +28,6 @@ from vnfsbuild.store.capsules import (
 
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK)
-LAYOUT_NAME = "oci-layout"
-LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
-INDEX_NAME = "index.json"
-REF_NAME = "org.opencontainers.image.ref.name"
 
 
 def blob_name(blob: Blob) -> str:

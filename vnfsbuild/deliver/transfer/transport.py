@@ -33,7 +33,7 @@ _PARAMETER = re.compile(r'([a-zA-Z_]+)\s*=\s*(?:"([^"]*)"|([^\s,"]+))')
 Body = Callable[[], Any]
 
 
-class Later(NetworkError):
+class _Later(NetworkError):
     """The server asks to be left alone for `wait` seconds, or is in trouble."""
 
     def __init__(self, message: str, hint: str, *, wait: float) -> None:
@@ -108,7 +108,7 @@ class Http:
     def pause(self, attempt: int, problem: NetworkError) -> None:
         """Wait before asking again: longer each time (`attempt` counts from 0), never in step with others, and as
         long as the server wants. Raises Interrupted."""
-        at_least = problem.wait if isinstance(problem, Later) else 0.0
+        at_least = problem.wait if isinstance(problem, _Later) else 0.0
         self.sleep(max(backoff(attempt + 1), at_least))
 
     def sleep(self, seconds: float) -> None:
@@ -271,7 +271,7 @@ def _refusal(method: str, url: str, response: requests.Response) -> VnfsError:
     if response.status_code in {401, 403}:
         return VnfsError(text, "these credentials may not do that; see docker login, or VNFS_REGISTRY_USER")
     if response.status_code in TRANSIENT:
-        return Later(text, "the registry is in trouble; try again later", wait=_retry_after(response))
+        return _Later(text, "the registry is in trouble; try again later", wait=_retry_after(response))
     if "DIGEST_INVALID" in said:
         return TrustError(text, "the bytes sent are not what they are named by: vnfs verify")
     return VnfsError(text)
