@@ -24,6 +24,8 @@ _MAX_DEPTH = 16
 
 
 class Phase(StrEnum):
+    """When a hook runs: before the packages are installed, after, or last, on the tree that is packed."""
+
     PRE = "pre"
     POST = "post"
     PACK = "pack"
@@ -68,6 +70,9 @@ class Hook:
 
 @dataclass(frozen=True, slots=True)
 class State:
+    """How a node keeps its root. `profile` names the directory of capsules/ that has the defaults; `livesync_skip` are
+    patterns of paths that livesync leaves to the node, added to the profile's."""
+
     mode: str = "stateless"
     profile: str = "stateless"
     livesync_skip: tuple[str, ...] = ()
@@ -75,6 +80,8 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Boot:
+    """Words for the kernel's command line, and kernel modules beyond network and storage."""
+
     cmdline: str = ""
     modules: tuple[str, ...] = ()
 

@@ -18,7 +18,6 @@ from vnfsbuild.deliver.livesync.plan import (
     make_plan,
     operations,
     same,
-    without_links,
 )
 from vnfsbuild.deliver.livesync.skip import ancestors, protection
 from vnfsbuild.store.toc import Entry, FileType
@@ -163,6 +162,11 @@ def trees(draw: st.DrawFn, under: str = "", depth: int = 3) -> Tree:
         else:
             found[path] = file(path, draw(st.sampled_from("ab")), xattrs=draw(st.sampled_from(((), CAP))))
     return found
+
+
+def without_links(entry: Entry) -> Entry:
+    """The entry as a node shows it: no time, no hard-link group."""
+    return replace(entry, mtime=0, link="")
 
 
 def apply(steps: list[tuple[str, str]], live: Tree, target: Tree) -> Tree:

@@ -13,12 +13,11 @@ import stat
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from subprocess import PIPE
 from typing import IO
 
 from vnfsbuild.errors import CommandFailed, HostError, TrustError
 from vnfsbuild.host.fs import space_errors, work_directory
-from vnfsbuild.host.run import require_root, run, started
+from vnfsbuild.host.run import require_root, run
 from vnfsbuild.store.toc import Entry, FileType
 
 # What mksquashfs takes a level for, and the word it takes it in.
@@ -157,27 +156,6 @@ def compressor_of(image: Path) -> str:
         if magic == b"hsqs" and major == 4 and number in _NUMBERED:
             return _NUMBERED[number]
     raise TrustError(f"{image} is not a squashfs image that vnfs can read")
-
-
-def read_file(image: Path, path: str, *, limit: int = 64 << 20) -> bytes | None:
-    """The content of a regular file of the image, or None when it has none of that name. Needs no root.
-
-    Raises TrustError beyond `limit` bytes, CommandFailed when the image cannot be read.
-    """
-    argv = ["unsquashfs", "-no-wildcards", "-processors", "1", "-cat", str(image), path.lstrip("/")]
-    with started(argv, stdout=PIPE, stderr=PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        data = process.stdout.read(limit + 1)
-        if len(data) > limit:
-            raise TrustError(f"{path} in {image.name} is larger than {limit} bytes")
-        said = process.stderr.read().decode(errors="replace")
-        code = process.wait()
-    if code == 0:
-        return data
-    if said.startswith("cat: "):
-        return None
-    raise CommandFailed(argv, code, said, what=f"reading {image.name}")
 
 
 def read_files(image: Path, paths: Sequence[str], *, scratch: Path, limit: int = 64 << 20) -> dict[str, bytes]:

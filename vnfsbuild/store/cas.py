@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from vnfsbuild.errors import NotFound, TrustError
 from vnfsbuild.host.fs import make_directory, space_errors, sync_directory
@@ -20,23 +20,6 @@ from vnfsbuild.model import Blob
 
 CHUNK = 1 << 20
 _PAUSE = 0.05
-
-
-class BlobStore(Protocol):
-    """Reads blobs."""
-
-    def has(self, blob: Blob) -> bool:
-        """Whether the blob is there with the size it should have. Content was verified when it was put."""
-
-    def open(self, blob: Blob) -> IO[bytes]:
-        """Open for reading. Raises NotFound."""
-
-
-class WritableStore(BlobStore, Protocol):
-    """Also takes blobs in."""
-
-    def put(self, source: IO[bytes], *, expect: Blob | None = None) -> Blob:
-        """Store what `source` yields. Raises TrustError when it is not `expect`; then nothing was stored."""
 
 
 class LocalBlobs:
@@ -52,12 +35,14 @@ class LocalBlobs:
         return self._sha256 / blob.hex
 
     def has(self, blob: Blob) -> bool:
+        """Whether the blob is there with the size it should have. Content was verified when it was put."""
         try:
             return self.path(blob).stat().st_size == blob.size
         except FileNotFoundError:
             return False
 
     def open(self, blob: Blob) -> IO[bytes]:
+        """Open for reading. Raises NotFound."""
         try:
             return open(self.path(blob), "rb")
         except FileNotFoundError:
@@ -72,6 +57,7 @@ class LocalBlobs:
         return data
 
     def put(self, source: IO[bytes], *, expect: Blob | None = None) -> Blob:
+        """Store what `source` yields. Raises TrustError when it is not `expect`; then nothing was stored."""
         with self.receive() as incoming:
             for chunk in iter(lambda: source.read(CHUNK), b""):
                 incoming.write(chunk)

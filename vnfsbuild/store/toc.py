@@ -32,6 +32,8 @@ OVERLAY_XATTR = "trusted.overlay."
 
 
 class FileType(StrEnum):
+    """What a path is; the words stand in the canonical form of a TOC."""
+
     FILE = "file"
     DIRECTORY = "dir"
     SYMLINK = "symlink"

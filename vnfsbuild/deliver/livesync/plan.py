@@ -8,7 +8,7 @@ policy decides. Content, type, mode, owner, link target, device and extended att
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from vnfsbuild.deliver.livesync.skip import ancestors
@@ -28,6 +28,8 @@ class Policy(StrEnum):
 
 
 class Kind(StrEnum):
+    """What happens to a path."""
+
     ADD = "add"
     CHANGE = "change"
     DELETE = "delete"
@@ -280,8 +282,3 @@ def operations(plan: Plan) -> Iterator[tuple[str, str]]:
 def staged(plan: Plan) -> tuple[Entry, ...]:
     """What must lie on the node before the plan can be applied, parents first."""
     return tuple(change.target for change in plan.changes if change.target)
-
-
-def without_links(entry: Entry) -> Entry:
-    """The entry as `live` knows it: no time, no hard-link group."""
-    return replace(entry, mtime=0, link="")

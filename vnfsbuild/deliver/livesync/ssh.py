@@ -44,6 +44,7 @@ class Ssh:
     timeout: int = 15
 
     def argv(self, node: Node) -> list[str]:
+        """The ssh command up to the host's name, which follows."""
         words = ["ssh", "-T", "-a", "-x", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={self.timeout}"]
         words += ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4", "-o", "ClearAllForwardings=yes"]
         for option in self.options:
@@ -59,7 +60,7 @@ class Ssh:
         return [*words, *(["-l", node.user] if node.user else [])]
 
 
-def digest(data: bytes) -> str:
+def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
@@ -85,7 +86,7 @@ class Connection:
         `items` goes to its standard input, and its sha256 to the front of the arguments. Raises CommandFailed with
         the node's words, NetworkError when the connection is gone, TrustError when the answer is too long.
         """
-        words = [*([digest(items)] if items is not None else []), *arguments]
+        words = [*([_digest(items)] if items is not None else []), *arguments]
         script = PROGRAM.read_text()
         remote = shlex.join(["exec", "sh", "-c", script, "livesync", word, *words])
         code, output, errors = self._exchange([*self._argv, "node", remote], items or b"", limit)

@@ -29,6 +29,7 @@ class Versions:
         self._changed: dict[tuple[str, str], frozenset[str]] = {}
 
     def find(self, digest: str) -> tuple[Capsule, dict[str, Entry]] | None:
+        """A version by its manifest's digest and its tree, read once; None when it is not here."""
         with self._lock:
             if digest not in self._known:
                 capsule = self._store.find_digest(digest)
@@ -46,6 +47,7 @@ class Versions:
             return self._changed[old, new]
 
     def get(self, digest: str, what: str) -> tuple[Capsule, dict[str, Entry]]:
+        """The same; raises NotFound, which begins with `what` ("NODE runs")."""
         found = self.find(digest)
         if found is None:
             raise NotFound(f"{what}, {digest}, which is not in this store", "pull or import that version first")
