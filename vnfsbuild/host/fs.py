@@ -6,12 +6,14 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from vnfsbuild.errors import Busy, HostError, NoSpace
+
+_MAX_LINKS = 40  # as the kernel
 
 
 def make_directory(path: Path, mode: int = 0o755) -> Path:
@@ -123,6 +125,35 @@ def remove_tree(path: Path) -> None:
         if os.lstat(entry[0]).st_dev != device:
             raise HostError(f"{path} still has a file system mounted at {entry[0]}", f"umount {entry[0]}")
     shutil.rmtree(path)
+
+
+def resolve_in(root: Path, path: str, *, covered: Collection[str] = ()) -> Path:
+    """Where `path` leads for a program whose root directory is `root`: links are followed as they mean it there, so
+    that none leads outside. The result has no link in it; what is not there is taken as it is written.
+
+    `covered` names top directories over which something else will be mounted: what they hold now does not count.
+    """
+    pending, place, links = path.split("/")[::-1], list[str](), 0
+    while pending:
+        part = pending.pop()
+        if part in {"", "."}:
+            continue
+        if part == "..":
+            del place[-1:]
+            continue
+        place.append(part)
+        if place[0] in covered:
+            continue
+        try:
+            target = os.readlink(root.joinpath(*place))
+        except OSError:  # no link, or nothing there
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise HostError(f"{path} in {root} leads through too many symbolic links")
+        place = [] if target.startswith("/") else place[:-1]
+        pending += target.split("/")[::-1]
+    return root.joinpath(*place)
 
 
 def free_bytes(path: Path) -> int:
