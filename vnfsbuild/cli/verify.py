@@ -21,8 +21,13 @@ _SHOWN = 40
 def verify_command(app: App, capsules: tuple[str, ...], deep: bool) -> int:
     """Check every byte of capsules (all of them when none is given). Exit code 3 when something is wrong."""
     from vnfsbuild.deliver.verify import verify
+    from vnfsbuild.host.mount import isolate
+    from vnfsbuild.host.run import require_root
     from vnfsbuild.model import Reference
 
+    if deep:
+        require_root("mounting the layers of a capsule", "vnfs verify without --deep checks all digests")
+        isolate()
     references = [Reference.parse(text) for text in capsules]
     problems = verify(app.store, references, deep=deep, work=app.settings.work, monitor=app.monitor)
     record = {"ok": not problems, "problems": [asdict(problem) for problem in problems]}
