@@ -375,6 +375,29 @@ def test_kill_during_umount_leaves_the_old_state_or_the_new(site: Site) -> None:
         assert entry.size == len(f"round {number}")
 
 
+def test_set_uid_programs_of_a_capsule_are_nothing_for_users_of_the_host(site: Site) -> None:
+    at = site.mount()
+    shutil.copy("/bin/busybox", at / "usr/bin/id")
+    (at / "usr/bin/id").chmod(0o4755)
+    assert os.statvfs(at).f_flag & os.ST_NOSUID
+    assert mounts.Place(site.work, "tiny").root.stat().st_mode & 0o777 == 0o700
+    outcome = site.umount()
+    assert _members(site, outcome)["/usr/bin/id"].mode == 0o4755
+
+
+def test_odd_characters_in_the_places_of_a_capsule(tmp_path: Path) -> None:
+    base = tmp_path / "a, b:c\\d=e\tf"
+    base.mkdir()
+    store = Store(base / "store")
+    publish(store, small_tree(base / "tree"))
+    site = Site(base, store, base / "work", base / "at")
+    for number in (1, 2):
+        (site.mount() / "etc/motd").write_text(f"changed {number}")
+        assert mounts.point_of(site.work, "tiny") == site.at
+        assert site.umount().capsule is not None
+    assert [point for point in mountpoints() if point.startswith(str(tmp_path))] == []
+
+
 def test_close_asks_and_without_a_terminal_needs_yes(site: Site) -> None:
     (site.mount() / "etc/motd").write_text("x")
     refused = site.run("close", "tiny")

@@ -104,7 +104,7 @@ def _overlay_of(upper: Path) -> Path | None:
             continue
         for option in rest.split(b" ")[-1].split(b","):
             key, _, value = option.partition(b"=")
-            if key == b"upperdir" and wanted in (_plain(value), _plain(value).replace(b"\\", b"")):
+            if key == b"upperdir" and wanted in (_plain(value), re.sub(rb"\\(.)", rb"\1", _plain(value))):
                 return Path(os.fsdecode(_plain(fields.split(b" ")[4])))
     return None
 
@@ -165,6 +165,7 @@ def _open(store: Store, place: Place, capsule: Capsule, state: State, *, fresh: 
     with ExitStack() as undo:
         if fresh:
             undo.callback(shutil.rmtree, place.root, ignore_errors=True)
+        make_directory(place.root, 0o700)  # what the edits hold, set-uid programs too, is not for the host's users
         for directory in (place.upper, place.work, place.layers):
             make_directory(directory)
         lower = _mount_layers(store, place, capsule, undo)
@@ -187,8 +188,8 @@ def _mount_layers(store: Store, place: Place, capsule: Capsule, undo: ExitStack)
         points.insert(0, point)
         if str(point.resolve()) not in there:
             make_directory(point)
+            undo.callback(_unmount_layers, place)
             host.squashfs(image, point)
-            undo.callback(host.unmount, point)
     return points
 
 
