@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from vnfsbuild.errors import NotFound, TrustError
-from vnfsbuild.host.fs import make_directory, space_errors, sync_directory
+from vnfsbuild.host.fs import make_directory, space_errors, sync_directory, work_file
 from vnfsbuild.model import Blob
 
 CHUNK = 1 << 20
@@ -55,6 +55,10 @@ class LocalBlobs:
         except FileNotFoundError:
             return False
 
+    def sound(self, blob: Blob) -> bool:
+        """Whether the blob is there and has the content it is named by; reads all of it."""
+        return self.has(blob) and hash_file(self.path(blob)) == blob
+
     def open(self, blob: Blob) -> IO[bytes]:
         try:
             return open(self.path(blob), "rb")
@@ -94,14 +98,8 @@ class LocalBlobs:
     def receive(self) -> Iterator[Incoming]:
         """Take a blob in piece by piece; what was not committed is removed."""
         make_directory(self.ingest)
-        temporary = self.ingest / f"put-{os.urandom(8).hex()}"
-        with space_errors(temporary):
-            try:
-                with open(temporary, "xb") as out:
-                    yield Incoming(self, temporary, out)
-            finally:
-                with suppress(FileNotFoundError):
-                    temporary.unlink()
+        with space_errors(self.ingest), work_file(self.ingest, "put") as (temporary, out):
+            yield Incoming(self, temporary, out)
 
     def partial(self, blob: Blob) -> Path:
         """Where an interrupted download of `blob` waits to be resumed. Adopt it when it is whole."""
@@ -120,7 +118,10 @@ class LocalBlobs:
                 yield Blob(f"sha256:{entry.name}", entry.stat().st_size)
 
     def _publish(self, temporary: Path, blob: Blob) -> None:
-        make_directory(self._sha256)
+        if not self._sha256.is_dir():
+            make_directory(self._sha256)
+            sync_directory(self.root)
+            sync_directory(self.root.parent)
         temporary.chmod(0o444)
         temporary.rename(self.path(blob))
         sync_directory(self._sha256)
