@@ -10,6 +10,7 @@ import pytest
 from vnfsbuild.errors import HostError, TrustError
 from vnfsbuild.family.deb import shell
 from vnfsbuild.family.deb.scrub import scrub
+from vnfsbuild.format.squashfs import pack_tree, read_files
 from vnfsbuild.host.fs import resolve_in
 from vnfsbuild.host.sandbox import Bind, run_in
 from vnfsbuild.hybrid.policy import Profile, hybridize
@@ -122,6 +123,14 @@ def test_hybridize_and_scrub_leave_the_host_alone(root: Path, outside: Path, tmp
     hybridize(root, Profile("none", tmp_path / "no files", (), ()))
     scrub(root)
     assert _state(outside) == before
+
+
+def test_an_image_with_a_link_for_a_directory_does_not_show_files_of_the_host(outside: Path, tmp_path: Path) -> None:
+    tree, image = tmp_path / "tree", tmp_path / "image"
+    tree.mkdir()
+    (tree / "etc").symlink_to(outside)
+    pack_tree(tree, image, epoch=0)
+    assert read_files(image, ["/etc/hosts", "/etc"], scratch=tmp_path) == {}
 
 
 def test_links_are_followed_as_inside_the_root(root: Path) -> None:
