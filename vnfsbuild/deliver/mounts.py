@@ -70,9 +70,7 @@ class Place:
     def read(self) -> State | None:
         """What is open here, or None. Raises TrustError when the record is damaged."""
         try:
-            return State(**json.loads(self.state_file.read_bytes()))
-        except FileNotFoundError:
-            return None
+            return _recorded(self.state_file)
         except (ValueError, TypeError) as error:
             raise TrustError(
                 f"{self.state_file} is damaged: {error}", f"the edits are in {self.upper}; save them, then remove it"
@@ -93,6 +91,13 @@ class Place:
 
     def has_edits(self) -> bool:
         return next(os.scandir(self.upper), None) is not None
+
+
+def _recorded(file: Path) -> State | None:
+    try:
+        return State(**json.loads(file.read_bytes()))
+    except FileNotFoundError:
+        return None
 
 
 def _overlay_of(upper: Path) -> Path | None:
@@ -171,10 +176,10 @@ def _open(store: Store, place: Place, capsule: Capsule, state: State, *, fresh: 
         lower = _mount_layers(store, place, capsule, undo)
         if fresh:
             _like(lower[0], place.upper)
+        place.write(state)  # first, so that a directory we made is known as ours whenever we are killed
         if not existed:
             make_directory(point)
             undo.callback(point.rmdir)
-        place.write(state)
         host.overlay(point, lower=lower, upper=place.upper, work=place.work)
         undo.pop_all()
 
@@ -268,17 +273,24 @@ def forget(place: Place, state: State) -> None:
     _unmount_layers(place)
     trash = place.parent / f".gone-{os.urandom(6).hex()}"
     place.root.rename(trash)
-    if state.made_at:
-        with suppress(OSError):  # somebody put something there: theirs
-            Path(state.at).rmdir()
+    _remove_point(state)
     remove_tree(trash)
 
 
 def _sweep(parent: Path) -> None:
     """Finish the removals that a killed process began."""
     for path in parent.glob(".gone-*"):
-        with suppress(HostError, OSError):
+        with suppress(HostError, OSError, ValueError, TypeError):
+            state = _recorded(path / "state.json")
+            if state:
+                _remove_point(state)
             remove_tree(path)
+
+
+def _remove_point(state: State) -> None:
+    if state.made_at:
+        with suppress(OSError):  # somebody put something there: theirs
+            Path(state.at).rmdir()
 
 
 def close(work: Path, name: str) -> State:
