@@ -43,7 +43,8 @@ unit: dev
 check: lint types unit ## lint, types, unit and contract tests: under a minute, no root, no network
 
 test: check ## all tests: unit, contract, integration with real tools, QEMU boots (root, network)
-	@$(BIN)/pytest tests/integration tests/boot
+	@$(BIN)/pytest -q -n 2 --dist loadfile --durations 10 tests/integration
+	@$(BIN)/pytest -v --durations 10 tests/boot
 
 demo: dev ## the main job, end to end, on a real Debian 12 (root, network)
 	@$(BIN)/python tests/demo/main_job.py

@@ -24,13 +24,12 @@ from vnfsbuild.progress import Monitor
 from vnfsbuild.recipe import Phase, Recipe
 from vnfsbuild.store import sbom, toc
 from vnfsbuild.store.capsules import Capsule, Config, Kernel, State, Store
+from vnfsbuild.store.cas import hash_file
 
 # What a build holds in memory at its peak, as a multiple of the compressed packages: uncompressed packages, the root
 # and the packed layer together (measured: 12 to 14 on Debian).
 _MEMORY_FACTOR = 14
 _MEMORY_SPARE = 2 << 30
-# Beside its layers a stateless node needs memory for the kernel, its daemons and what it writes.
-_NODE_MEMORY = 384 << 20
 
 
 class LockStale(VnfsError):
@@ -56,11 +55,10 @@ class Tools:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a build made. `ram` is the memory a node needs for it, in bytes; `fresh` is false when the newest version
+    """What a build made. `fresh` is false when the newest version
     already was exactly this, and nothing was published; `losses` names what the layer format could not hold."""
 
     capsule: Capsule
-    ram: int
     fresh: bool
     losses: tuple[str, ...]
 
@@ -159,13 +157,11 @@ def _make_root(
                 hooks.run_phase(found, which, root, recipe=wanted.path, step=step)
 
     packages = fs.make_directory(space / "packages")
-    total = sum(package.size for package in held.packages)
-    with tools.monitor.step("fetch", total=total, unit="bytes") as step:
-        kin.collect(held, packages, download=Downloader(tools.cache).many, advance=step.advance)
-    with tools.monitor.step("bootstrap"):
-        kin.bootstrap(root, held, packages)
-    phase(Phase.PRE)
-    kin.install(root, held, packages, requested=wanted.packages, scratch=space, monitor=tools.monitor)
+    with kin.collect(held, packages, download=Downloader(tools.cache).many, monitor=tools.monitor) as supply:
+        with tools.monitor.step("bootstrap"):
+            kin.bootstrap(root, supply)
+        phase(Phase.PRE)
+        kin.install(root, supply, requested=wanted.packages, scratch=space, monitor=tools.monitor)
     fs.remove_tree(packages)
     with tools.monitor.step("hybridize"):
         policy.hybridize(root, profile)
@@ -179,10 +175,10 @@ def _make_root(
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """What the root became, still in scratch space."""
+    """What the root became: its layer in the store, the rest still in the root and in scratch space."""
 
     tree: toc.Toc
-    layer: Path
+    layer: Blob
     kernel: Path
     initrd: Path
     release: str
@@ -191,26 +187,35 @@ class _Packed:
 
 def _pack(wanted: Recipe, held: Lock, root: Path, space: Path, tools: Tools) -> _Packed:
     epoch = _epoch(held)
-    losses = tuple(f"{path}: POSIX ACL" for path in policy.drop_acls(root))
-    policy.clamp_times(root, epoch)
+    losses = tuple(f"{path}: POSIX ACL" for path in policy.normalize(root, epoch))
     release, kernel = initrd.kernel(root)
     layer, ramdisk = space / "layer.squashfs", space / "initrd"
-    with tools.monitor.step("initrd"):
-        helper = held.tools[0]
-        boot_tools = Downloader(tools.cache).file(helper.url, blob=helper.blob)
-        initrd.compose(root, ramdisk, release=release, tools=boot_tools, extra_modules=wanted.boot.modules, epoch=epoch)
-    with tools.monitor.step("pack"), ThreadPoolExecutor(1) as pool:
+    helper = held.tools[0]
+    boot_tools = Downloader(tools.cache).file(helper.url, blob=helper.blob)
+    with tools.monitor.step("pack"), ThreadPoolExecutor(2) as pool:
         scanning = pool.submit(toc.scan, root)
+        composing = pool.submit(
+            initrd.compose,
+            root,
+            ramdisk,
+            release=release,
+            tools=boot_tools,
+            extra_modules=wanted.boot.modules,
+            epoch=epoch,
+        )
         squashfs.pack_tree(root, layer, epoch=epoch)
         tree = scanning.result()
-    with tools.monitor.step("check"):
-        losses += _lost(tree, layer, space)
+        composing.result()
     if wanted.budget is not None and layer.stat().st_size > wanted.budget:
         raise VnfsError(
             f"{wanted.name} is {layer.stat().st_size >> 20} MiB packed, and its budget is {wanted.budget >> 20} MiB",
             "the largest files: " + ", ".join(f"{item.path} ({item.size >> 20} MiB)" for item in _largest(tree)),
         )
-    return _Packed(tree, layer, kernel, ramdisk, release, losses)
+    with tools.monitor.step("check"), ThreadPoolExecutor(1) as pool:
+        storing = pool.submit(_take, tools.store, layer)
+        losses += _lost(tree, layer, space)
+        stored = storing.result()
+    return _Packed(tree, stored, kernel, ramdisk, release, losses)
 
 
 def _lost(tree: toc.Toc, layer: Path, space: Path) -> tuple[str, ...]:
@@ -254,30 +259,29 @@ def _publish(
     )
     kernel, ramdisk = _take(store, packed.kernel), _take(store, packed.initrd)
     if newest and (newest.kernel, newest.initrd) == (kernel, ramdisk) and _says_the_same(newest.config, config):
-        return Report(newest, _memory(newest), fresh=False, losses=packed.losses)
+        return Report(newest, fresh=False, losses=packed.losses)
     capsule = store.publish(
         config,
-        layers=[_take(store, packed.layer)],
+        layers=[packed.layer],
         kernel=kernel,
         initrd=ramdisk,
         toc=store.blobs.put_bytes(packed.tree.dump()),
         sbom=store.blobs.put_bytes(sbom_bytes),
         tag=tag,
     )
-    return Report(capsule, _memory(capsule), fresh=True, losses=packed.losses)
+    return Report(capsule, fresh=True, losses=packed.losses)
 
 
 def _take(store: Store, path: Path) -> Blob:
+    blob = hash_file(path)
+    if store.blobs.has(blob):
+        return blob
     with open(path, "rb") as stream:
-        return store.blobs.put(stream)
+        return store.blobs.put(stream, expect=blob)
 
 
 def _says_the_same(old: Config, new: Config) -> bool:
     return replace(old, version=0, created="", parent="", message="") == replace(new, created="", parent="", message="")
-
-
-def _memory(capsule: Capsule) -> int:
-    return sum(layer.size for layer in capsule.layers) + _NODE_MEMORY
 
 
 def _epoch(held: Lock) -> int:

@@ -114,7 +114,7 @@ def reference(held: lockfile.Lock, scratch: Path) -> float:
     names = ",".join(package.name for package in held.packages)
     with memory(scratch / "reference") as place:
         began = time.monotonic()
-        quiet(["mmdebstrap", "--quiet", "--mode=root", "--variant=custom", f"--include={names}", held.suite,
+        quiet(["mmdebstrap", "--quiet", "--mode=root", "--variant=required", f"--include={names}", held.suite,
                str(place / "root"), *sources])  # fmt: skip
         quiet(["mksquashfs", str(place / "root"), str(scratch / "reference.squashfs"), "-comp", "zstd",
                "-Xcompression-level", "3", "-noappend", "-no-progress", "-quiet"])  # fmt: skip

@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.capsules import FILES, make_capsule, random_bytes
 from tests.support.stranger import Stranger, stranger
-from vnfsbuild.deliver.registry import Moved, pull, push
-from vnfsbuild.deliver.remote import Credentials, Remote, find_credentials
+from vnfsbuild.deliver.transfer.registry import Moved, pull, push
+from vnfsbuild.deliver.transfer.remote import Credentials, Remote, find_credentials
 from vnfsbuild.errors import NotFound, TrustError, UsageError, VnfsError
 from vnfsbuild.progress import Silent
 from vnfsbuild.store.capsules import Store

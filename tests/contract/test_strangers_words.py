@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from tests.support.capsules import make_capsule
-from vnfsbuild.deliver.intake import Offer, admission, check_config, enter
+from vnfsbuild.deliver.transfer.intake import Offer, admission, check_config, enter
 from vnfsbuild.errors import TrustError, VnfsError
 from vnfsbuild.store.capsules import Capsule, Config, Store, manifest_parts
 from vnfsbuild.store.toc import Entry, FileType, Toc

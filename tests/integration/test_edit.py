@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.trees import CAPABILITY, publish, small_tree, status
-from vnfsbuild.deliver import mounts
-from vnfsbuild.deliver.publish import Outcome, umount
+from vnfsbuild.deliver.edit import mounts
+from vnfsbuild.deliver.edit.publish import Outcome, umount
 from vnfsbuild.errors import Busy, Conflict, NoSpace, NotFound
 from vnfsbuild.format.squashfs import compressor_of
 from vnfsbuild.host.mount import layers, mountpoints, tmpfs
@@ -354,7 +354,7 @@ def test_without_space_nothing_is_lost(site: Site) -> None:
 
 def test_kill_during_umount_leaves_the_old_state_or_the_new(site: Site) -> None:
     code = (
-        "import sys; from pathlib import Path; from vnfsbuild.deliver.publish import umount\n"
+        "import sys; from pathlib import Path; from vnfsbuild.deliver.edit.publish import umount\n"
         "from vnfsbuild.store.capsules import Store; from vnfsbuild.progress import Silent\n"
         "umount(Store(Path(sys.argv[1])), Path(sys.argv[2]), 'tiny', 'killed', Silent())"
     )
@@ -378,8 +378,8 @@ def test_kill_during_umount_leaves_the_old_state_or_the_new(site: Site) -> None:
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
-from vnfsbuild.deliver import mounts
-from vnfsbuild.deliver.publish import umount
+from vnfsbuild.deliver.edit import mounts
+from vnfsbuild.deliver.edit.publish import umount
 from vnfsbuild.progress import Silent
 from vnfsbuild.store.capsules import Store
 

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.trees import CAPABILITY, EPOCH, publish, small_tree
-from vnfsbuild.deliver import mounts
-from vnfsbuild.deliver.publish import umount
+from vnfsbuild.deliver.edit import mounts
+from vnfsbuild.deliver.edit.publish import umount
 from vnfsbuild.host.mount import layers
 from vnfsbuild.progress import Silent
 from vnfsbuild.store.capsules import Store

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.livenode import SKIP, LiveNode, Site, call, free_port, live_node, publish, unpack_root
-from vnfsbuild.deliver.plan import differences
-from vnfsbuild.deliver.skip import protection
+from vnfsbuild.deliver.livesync.plan import differences
+from vnfsbuild.deliver.livesync.skip import protection
 from vnfsbuild.store.capsules import Capsule, Store
 from vnfsbuild.store.toc import Entry, FileType, Toc
 

@@ -16,8 +16,8 @@ import pytest
 
 from tests.support.capsules import FILES, make_capsule, random_bytes
 from tests.support.registry import Registry, proxy, running_registry
-from vnfsbuild.deliver.registry import Moved, pull, push
-from vnfsbuild.deliver.remote import Remote
+from vnfsbuild.deliver.transfer.registry import Moved, pull, push
+from vnfsbuild.deliver.transfer.remote import Remote
 from vnfsbuild.deliver.verify import verify
 from vnfsbuild.errors import Conflict, NetworkError, NotFound, TrustError, UsageError, VnfsError
 from vnfsbuild.host.run import run

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.capsules import make_capsule
-from vnfsbuild.deliver.export import write_vnfs
-from vnfsbuild.deliver.importer import read_vnfs
+from vnfsbuild.deliver.transfer.export import write_vnfs
+from vnfsbuild.deliver.transfer.importer import read_vnfs
 from vnfsbuild.deliver.verify import verify
 from vnfsbuild.model import Blob
 from vnfsbuild.progress import Silent

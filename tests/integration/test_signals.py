@@ -13,8 +13,8 @@ import pytest
 
 from tests.support.capsules import make_capsule
 from tests.support.trees import publish, small_tree
-from vnfsbuild.deliver import mounts
-from vnfsbuild.deliver.export import write_vnfs
+from vnfsbuild.deliver.edit import mounts
+from vnfsbuild.deliver.transfer.export import write_vnfs
 from vnfsbuild.host.mount import mountpoints
 from vnfsbuild.progress import Silent
 from vnfsbuild.store.capsules import Store

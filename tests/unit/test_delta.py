@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vnfsbuild.deliver.delta import OPAQUE, Indexed, Upper, is_whiteout, members, merged, whiteout
+from vnfsbuild.deliver.edit.delta import OPAQUE, Indexed, Upper, is_whiteout, members, merged, whiteout
 from vnfsbuild.store.toc import Entry, FileType, Toc
 
 

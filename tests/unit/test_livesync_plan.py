@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vnfsbuild.deliver.plan import (
+from vnfsbuild.deliver.livesync.plan import (
     Kind,
     Plan,
     Policy,
@@ -20,7 +20,7 @@ from vnfsbuild.deliver.plan import (
     same,
     without_links,
 )
-from vnfsbuild.deliver.skip import ancestors, protection
+from vnfsbuild.deliver.livesync.skip import ancestors, protection
 from vnfsbuild.store.toc import Entry, FileType
 
 Tree = dict[str, Entry]

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from vnfsbuild.config import data_directory
-from vnfsbuild.deliver.facts import from_node, on_node, provenance
-from vnfsbuild.deliver.nodes import Node, parse
-from vnfsbuild.deliver.skip import protection
+from vnfsbuild.deliver.livesync.facts import from_node, on_node, provenance
+from vnfsbuild.deliver.livesync.nodes import Node, parse
+from vnfsbuild.deliver.livesync.skip import protection
 from vnfsbuild.errors import TrustError, UsageError, VnfsError
 from vnfsbuild.hybrid.policy import profile
 

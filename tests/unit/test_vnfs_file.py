@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.capsules import make_capsule
-from vnfsbuild.deliver.export import default_name, write_vnfs
-from vnfsbuild.deliver.importer import read_vnfs
-from vnfsbuild.deliver.layout import file_size
+from vnfsbuild.deliver.transfer.export import default_name, write_vnfs
+from vnfsbuild.deliver.transfer.importer import read_vnfs
+from vnfsbuild.deliver.transfer.layout import file_size
 from vnfsbuild.errors import Conflict, NotFound, TrustError, VnfsError
 from vnfsbuild.progress import Silent
 from vnfsbuild.store.capsules import Capsule, Store

@@ -111,7 +111,7 @@ def _record(report: Report) -> dict[str, Any]:
         "size": capsule.size,
         "layers": [{"digest": layer.digest, "size": layer.size} for layer in capsule.layers],
         "initrd_size": capsule.initrd.size,
-        "ram": report.ram,
+        "ram": capsule.memory,
         "published": report.fresh,
         "losses": list(report.losses),
     }
@@ -124,7 +124,7 @@ def _text(report: Report) -> str:
         f"  digest  {capsule.digest}",
         f"  tree    {capsule.config.tree}",
         f"  size    {amount(capsule.size)} (initrd {amount(capsule.initrd.size)})",
-        f"  ram     a stateless node needs about {amount(report.ram)}",
+        f"  ram     a stateless node needs about {amount(capsule.memory)}",
         f"  kernel  {capsule.config.kernel.release}",
     ]
     lines += [f"  lost    {loss}" for loss in report.losses]

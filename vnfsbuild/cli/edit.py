@@ -11,7 +11,7 @@ from vnfsbuild.cli.common import App, amount, command, confirm, printable
 from vnfsbuild.errors import Conflict
 
 if TYPE_CHECKING:
-    from vnfsbuild.deliver.publish import Outcome
+    from vnfsbuild.deliver.edit.publish import Outcome
 
 
 @command("mount", example="vnfs mount compute\nvnfs mount compute:3 --at /srv/edit")
@@ -23,7 +23,7 @@ def mount_command(app: App, name: str, at: Path | None) -> None:
     A writable view of the version appears; the version itself is never changed. "vnfs umount" publishes what you
     changed as the next version, "vnfs close" throws it away. Edits survive a reboot: mount again to see them.
     """
-    from vnfsbuild.deliver.mounts import mount
+    from vnfsbuild.deliver.edit.mounts import mount
 
     mounted = mount(app.store, app.settings.work, name, at)
     state = mounted.state
@@ -41,7 +41,7 @@ def shell_command(app: App, name: str, argv: tuple[str, ...]) -> int:
     /proc, /dev, DNS and the network are there while it runs and leave no trace; no service is started by a package
     that is installed. The exit code is the command's.
     """
-    from vnfsbuild.deliver.inside import shell
+    from vnfsbuild.deliver.edit.inside import shell
     from vnfsbuild.model import check_name
 
     settings = app.settings
@@ -57,7 +57,7 @@ def umount_command(app: App, name: str, message: str) -> None:
     Takes as long as storing the changes. When nothing was changed there is no new version. A process that is still
     inside is named, and nothing happens.
     """
-    from vnfsbuild.deliver.publish import umount
+    from vnfsbuild.deliver.edit.publish import umount
     from vnfsbuild.model import check_name
 
     outcome = umount(app.store, app.settings.work, check_name(name), message, app.monitor)
@@ -103,7 +103,7 @@ def close_command(app: App, name: str, yes: bool) -> None:
 
     Asks first when there are any; without a terminal it needs --yes.
     """
-    from vnfsbuild.deliver.mounts import close, edited_paths
+    from vnfsbuild.deliver.edit.mounts import close, edited_paths
     from vnfsbuild.model import check_name
 
     work = app.settings.work

@@ -23,7 +23,7 @@ _COUNTED = {
 @command("list", example="vnfs list\nvnfs list --json")
 def list_command(app: App) -> None:
     """List the capsules in the store, with their newest version, size and tags, and whether they are mounted."""
-    from vnfsbuild.deliver.mounts import opened
+    from vnfsbuild.deliver.edit.mounts import opened
 
     open_now = opened(app.settings.work)
     records = []

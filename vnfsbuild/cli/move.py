@@ -12,10 +12,10 @@ import click
 from vnfsbuild.cli.common import App, amount, command
 
 if TYPE_CHECKING:
-    from vnfsbuild.deliver.registry import Moved
+    from vnfsbuild.deliver.transfer.registry import Moved
     from vnfsbuild.store.capsules import Capsule
 
-# Each form of file is a writer in deliver.export and a row here.
+# Each form of file is a writer in deliver.transfer.export and a row here.
 _FORMATS = click.Choice(["vnfs"])
 _PLAIN = click.option("--plain-http", is_flag=True, help="Speak http: only inside a network you trust.")
 _NAME = click.option("--name", metavar="NAME", help="Enter it as the next version of another name.")
@@ -28,7 +28,7 @@ _NAME = click.option("--name", metavar="NAME", help="Enter it as the next versio
 @click.option("--force", is_flag=True, help="Replace FILE when it exists.")
 def export_command(app: App, capsule: str, file: Path | None, kind: str, force: bool) -> None:
     """Write a capsule to a portable file (FILE: NAME-VERSION.vnfs here). The same version makes the same bytes."""
-    from vnfsbuild.deliver.export import default_name, write_vnfs
+    from vnfsbuild.deliver.transfer.export import default_name, write_vnfs
 
     found = app.store.get(capsule)
     target = file or Path(default_name(found))
@@ -43,7 +43,7 @@ def export_command(app: App, capsule: str, file: Path | None, kind: str, force: 
 @_NAME
 def import_command(app: App, file: Path, name: str | None) -> None:
     """Take a capsule in from a file (- is standard input), under the name and number it bears. Nothing in it runs."""
-    from vnfsbuild.deliver.importer import read_vnfs
+    from vnfsbuild.deliver.transfer.importer import read_vnfs
     from vnfsbuild.errors import VnfsError
 
     if str(file) == "-":
@@ -70,8 +70,8 @@ def push_command(app: App, capsule: str, place: str, plain_http: bool) -> None:
     Without TAG, the tag is the version's number; the newest version is tagged latest, too. Credentials are those of
     docker login, or VNFS_REGISTRY_USER and VNFS_REGISTRY_PASSWORD.
     """
-    from vnfsbuild.deliver.registry import push
-    from vnfsbuild.deliver.remote import Remote
+    from vnfsbuild.deliver.transfer.registry import push
+    from vnfsbuild.deliver.transfer.remote import Remote
 
     remote = Remote.parse(place)
     found = app.store.get(capsule)
@@ -85,8 +85,8 @@ def push_command(app: App, capsule: str, place: str, plain_http: bool) -> None:
 @_PLAIN
 def pull_command(app: App, place: str, name: str | None, plain_http: bool) -> None:
     """Fetch a capsule from a registry: only the parts that are not here. Interrupted, it goes on when run again."""
-    from vnfsbuild.deliver.registry import pull
-    from vnfsbuild.deliver.remote import Remote
+    from vnfsbuild.deliver.transfer.registry import pull
+    from vnfsbuild.deliver.transfer.remote import Remote
 
     remote = Remote.parse(place)
     moved = pull(app.store, remote, name=name, plain_http=plain_http, environ=os.environ, monitor=app.monitor)

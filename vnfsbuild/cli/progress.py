@@ -43,7 +43,7 @@ class _Plain:
         self._say(f"vnfs: {title + ': ' if title else ''}{text}")
 
     def end(self, title: str, seconds: float, done: int, unit: str, error: str) -> None:
-        state = "failed after" if error else "done in"
+        state = {"": "done in", "interrupted": "interrupted after"}.get(error, "failed after")
         counted = f", {_count(done, None, unit)}" if done else ""
         self._say(f"vnfs: {title}: {state} {seconds:.1f} s{counted}")
 
@@ -134,14 +134,16 @@ class Bars:
             console=Console(stderr=True),
         )
         self._open = 0
+        self._lock = threading.Lock()
 
     @contextmanager
     def step(self, title: str, *, total: int | None = None, unit: str = "") -> Iterator[Step]:
         from rich.markup import escape
 
-        if self._open == 0:
-            self._progress.start()
-        self._open += 1
+        with self._lock:
+            if self._open == 0:
+                self._progress.start()
+            self._open += 1
         task = self._progress.add_task(escape(printable(title)), total=total, counted="")
         step = _BarStep(self._progress, task, total, unit)
         try:
@@ -149,11 +151,12 @@ class Bars:
             done = max(step.done, 1)
             self._progress.update(task, total=done, completed=done)
         finally:
-            self._open -= 1
-            if self._open == 0:
-                self._progress.stop()
-                for finished in self._progress.task_ids:
-                    self._progress.remove_task(finished)
+            with self._lock:
+                self._open -= 1
+                if self._open == 0:
+                    self._progress.stop()
+                    for finished in self._progress.task_ids:
+                        self._progress.remove_task(finished)
 
     def note(self, text: str) -> None:
         self._progress.console.print(printable(text), markup=False, highlight=False)

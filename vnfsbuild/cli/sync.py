@@ -11,10 +11,7 @@ import click
 from vnfsbuild.cli.common import ANSWERED_NO, App, command, printable
 
 if TYPE_CHECKING:
-    from vnfsbuild.deliver.livesync import Report, Status
-    from vnfsbuild.deliver.nodes import Node
-    from vnfsbuild.deliver.plan import Drift, Plan
-    from vnfsbuild.deliver.ssh import Ssh
+    from vnfsbuild.deliver.livesync import Drift, Node, Plan, Report, Ssh, Status
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -62,8 +59,7 @@ def livesync_command(
 
     NODES are [user@]host[:port] and ranges such as n[01-16].
     """
-    from vnfsbuild.deliver.livesync import Options, livesync
-    from vnfsbuild.deliver.plan import Policy
+    from vnfsbuild.deliver.livesync import Options, Policy, livesync
     from vnfsbuild.host.mount import isolate
     from vnfsbuild.host.run import require_root
 
@@ -106,7 +102,7 @@ def _code(failed: Any, said_no: bool) -> int:
 
 
 def _nodes(words: tuple[str, ...]) -> tuple[Node, ...]:
-    from vnfsbuild.deliver.nodes import parse
+    from vnfsbuild.deliver.livesync import parse
 
     return parse(words)
 
@@ -122,7 +118,7 @@ def _skip(mode: str) -> tuple[str, ...]:
 def _ssh(
     app: App, identity: Path | None, ssh_options: tuple[str, ...], known_hosts: Path | None, accept_new: bool
 ) -> Ssh:
-    from vnfsbuild.deliver.ssh import Ssh
+    from vnfsbuild.deliver.livesync import Ssh
     from vnfsbuild.errors import UsageError
 
     if identity and not identity.is_file():
@@ -150,7 +146,7 @@ def _error_text(node: Node, error: Any) -> str:
 
 
 def _counts(plan: Plan) -> str:
-    from vnfsbuild.deliver.plan import Kind
+    from vnfsbuild.deliver.livesync import Kind
 
     words = {Kind.ADD: "added", Kind.CHANGE: "changed", Kind.DELETE: "deleted"}
     counted = [f"{sum(c.kind is kind for c in plan.changes)} {word}" for kind, word in words.items()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from vnfsbuild.progress import Monitor
 from vnfsbuild.recipe import Recipe
 from vnfsbuild.store.cas import LocalBlobs
 
-__all__ = ["CachingFetcher", "Download", "Family", "Release", "get", "release"]
+__all__ = ["CachingFetcher", "Download", "Family", "Release", "Supply", "get", "release"]
 
 # Family to the module that has its `FAMILY`.
 _MODULES: Mapping[str, str] = {"deb": "vnfsbuild.family.deb"}
@@ -45,6 +46,12 @@ class Download(Protocol):
         """Raises NetworkError or TrustError; the first error cancels the rest."""
 
 
+class Supply(Protocol):
+    """Packages of a lock that are on their way; made and understood by one family."""
+
+    lock: Lock
+
+
 class Family(Protocol):
     """What every family of distributions does. A root is made in this order: collect, bootstrap, install, scrub."""
 
@@ -56,15 +63,18 @@ class Family(Protocol):
         Raises ResolveError, TrustError, NetworkError, or HostError when no mirror or keyring is known.
         """
 
-    def collect(self, lock: Lock, directory: Path, *, download: Download, advance: Callable[[int], None]) -> None:
-        """Fetch the packages of the lock into the empty `directory`, made ready for the installation."""
+    def collect(
+        self, lock: Lock, directory: Path, *, download: Download, monitor: Monitor
+    ) -> AbstractContextManager[Supply]:
+        """Fetch the packages of the lock into the empty `directory`, in the background while the context lasts.
 
-    def bootstrap(self, root: Path, lock: Lock, directory: Path) -> None:
+        What goes wrong on the way is raised where somebody waits for a package. Leaving the context early stops it.
+        """
+
+    def bootstrap(self, root: Path, supply: Supply) -> None:
         """Put into `root` what the package manager needs to run. Afterwards programs run inside it."""
 
-    def install(
-        self, root: Path, lock: Lock, directory: Path, *, requested: Iterable[str], scratch: Path, monitor: Monitor
-    ) -> None:
+    def install(self, root: Path, supply: Supply, *, requested: Iterable[str], scratch: Path, monitor: Monitor) -> None:
         """Unpack and configure everything by the distribution's own tools, inside the root. `requested` are the
         packages that the recipe names, `scratch` an existing directory. Raises CommandFailed, or VnfsError when what
         is installed in the end is not the lock."""

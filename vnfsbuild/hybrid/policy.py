@@ -8,7 +8,6 @@ family's `scrub`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,23 +70,21 @@ def hybridize(root: Path, chosen: Profile) -> None:
     machine_id.touch(mode=0o444)
 
 
-def drop_acls(root: Path) -> tuple[str, ...]:
-    """Remove POSIX ACLs, which squashfs cannot hold, and return the paths that had one."""
+def normalize(root: Path, epoch: int) -> tuple[str, ...]:
+    """Make the tree one that a layer can hold and that the same inputs always give; return what had an ACL.
+
+    POSIX ACLs, which squashfs cannot hold, are removed. Modification times become whole seconds, none later than
+    `epoch` (seconds since 1970).
+    """
     lost = []
-    for path, _ in walk(root):
+    # Collected first: removing an attribute or setting a time must not disturb the walk.
+    for path, info in list(walk(root)):
         full = f"{root}{path}"
         acls = [name for name in xattr_names(full) if name.startswith("system.posix_acl_")]
         for name in acls:
             os.removexattr(full, name, follow_symlinks=False)
         if acls:
             lost.append(path)
-    return tuple(lost)
-
-
-def clamp_times(root: Path, epoch: int) -> None:
-    """Set every modification time later than `epoch` (seconds since 1970) to it, and whole seconds everywhere, so that
-    the same inputs give the same tree."""
-    paths: Iterable[tuple[str, os.stat_result]] = list(walk(root))
-    for path, info in paths:
         when = min(int(info.st_mtime), epoch)
-        os.utime(f"{root}{path}", (when, when), follow_symlinks=False)
+        os.utime(full, (when, when), follow_symlinks=False)
+    return tuple(lost)

@@ -19,8 +19,6 @@ import jinja2
 from vnfsbuild.errors import UsageError
 from vnfsbuild.store.capsules import Capsule
 
-# What a node needs beyond the layers to come up at all, in bytes; the initrd checks against it.
-RESERVE = 256_000_000
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}\Z")
 _KEY = re.compile(r"(?:[a-z0-9][^\n]* )?(?:ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+={0,2}(?: [^\n]*)?\Z")
 _URL = re.compile(r"https?://[A-Za-z0-9._:/\[\]@+-]{1,1024}\Z")
@@ -79,11 +77,6 @@ def read_keys(files: tuple[Path, ...]) -> tuple[str, ...]:
     return tuple(keys)
 
 
-def memory_needed(capsule: Capsule) -> int:
-    """Bytes of memory a node needs to boot a version statelessly: its layers, and a reserve to run in."""
-    return sum(blob.size for blob in capsule.layers) + RESERVE
-
-
 def plan(capsule: Capsule) -> bytes:
     """The boot plan of a version, form `vnfs-plan 1`: lines of words, read by the initrd (see docs/serving.md)."""
     config = capsule.config
@@ -94,7 +87,7 @@ def plan(capsule: Capsule) -> bytes:
         f"manifest {capsule.digest}",
         f"tree {config.tree}",
         f"kernel {config.kernel.release}",
-        f"memory {memory_needed(capsule)}",
+        f"memory {capsule.memory}",
         *(f"layer {blob.digest} {blob.size}" for blob in capsule.layers),
         "end",
     ]

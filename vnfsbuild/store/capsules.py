@@ -31,6 +31,7 @@ SBOM = "application/vnd.cyclonedx+json"
 
 _REF = "org.opencontainers.image.ref.name"
 _SERIAL = "org.vnfs.serial."
+_NODE_RESERVE = 256_000_000
 _MAX_MANIFEST = 4 << 20
 _MAX_VERSION = (1 << 31) - 1
 
@@ -121,6 +122,11 @@ class Capsule:
     @property
     def size(self) -> int:
         return sum(blob.size for blob in self.blobs)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of memory a node needs to boot it statelessly: the layers, and a reserve to run in."""
+        return sum(layer.size for layer in self.layers) + _NODE_RESERVE
 
     def manifest(self) -> bytes:
         """The OCI manifest, in one canonical form: its sha256 is the digest of the version."""

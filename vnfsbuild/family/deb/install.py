@@ -9,25 +9,26 @@ and leaves no trace.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vnfsbuild.errors import CommandFailed, VnfsError
-from vnfsbuild.family import Download
-from vnfsbuild.family.deb.archive import control, data_stream, uncompress
+from vnfsbuild.family.deb.archive import data_stream
 from vnfsbuild.family.deb.inventory import inventory
+from vnfsbuild.family.deb.supply import Supply, batches
 from vnfsbuild.host.fs import atomic_write, resolve_in
 from vnfsbuild.host.run import run
 from vnfsbuild.host.sandbox import Bind, run_in
 from vnfsbuild.lockfile import Lock, LockedPackage
-from vnfsbuild.model import Blob
 from vnfsbuild.progress import Monitor, Step
 
 _INSIDE = "/run/vnfs/packages"
 _DPKG = ("dpkg", "--force-unsafe-io", "--force-confdef", "--force-confold", "--no-debsig")
 # base-passwd brings /etc/passwd, base-files the directories: others' scripts count on both.
 _FIRST = ("base-passwd", "base-files")
+# How many calls of dpkg a round of unpacking is split into, so that it begins before all packages are uncompressed.
+_BATCHES = 4
 
 # Programs that package scripts call and that must do nothing while a root is being built: daemons are started on
 # nodes, and the initrd is composed once, by us, at the end.
@@ -36,55 +37,21 @@ _STAND_IN = "#!/bin/sh\n# Laid over the real program while packages are configur
 _POLICY = b"#!/bin/sh\nexit 101\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Packages:
-    """The packages of a lock in a directory, each as NAME.deb with its data uncompressed."""
-
-    directory: Path
-    lock: Lock
-
-    def path(self, package: LockedPackage) -> Path:
-        return self.directory / f"{package.name}.deb"
-
-
-def collect(
-    lock: Lock,
-    directory: Path,
-    *,
-    download: Download,
-    advance: Callable[[int], None],
-) -> None:
-    """Fetch every package of the lock into `directory` and uncompress each while others still download.
-
-    `download` is the downloader's `many`: it calls back, in its worker threads, for each verified file.
-    """
-    packages = Packages(directory, lock)
-    names: dict[str, list[LockedPackage]] = {}
-    for package in lock.packages:
-        names.setdefault(package.sha256, []).append(package)
-
-    def ready(blob: Blob, path: Path) -> None:
-        for package in names[blob.digest]:
-            uncompress(path, packages.path(package))
-
-    download([(package.url, package.blob) for package in lock.packages], done=ready, advance=advance)
-
-
-def bootstrap(root: Path, packages: Packages, *, usr_links: Sequence[str]) -> None:
+def bootstrap(root: Path, packages: Supply, *, usr_links: Sequence[str]) -> None:
     """Extract what dpkg and its scripts need to run: afterwards programs run inside `root`, and no package is
     installed yet. `usr_links` are the top directories to make as links into /usr, where the suite's own base-files
     does not ship them."""
     for name in usr_links:
         (root / "usr" / name).mkdir(parents=True, exist_ok=True)
         (root / name).symlink_to(f"usr/{name}")
-    for package in packages.lock.packages:
-        if package.essential:
-            with data_stream(packages.path(package)) as stream:
-                run(
-                    ["tar", "-C", root, "--keep-directory-symlink", "--numeric-owner", "-xpf", "-"],
-                    stdin=stream,
-                    what=f"extracting {package.name}",
-                )
+    for name in (package.name for package in packages.lock.packages if package.essential):
+        packages.wait([name])
+        with data_stream(packages.path(name)) as stream:
+            run(
+                ["tar", "-C", root, "--keep-directory-symlink", "--numeric-owner", "-xpf", "-"],
+                stdin=stream,
+                what=f"extracting {name}",
+            )
     admin = root / "var/lib/dpkg"
     for directory in (admin / "info", admin / "updates", admin / "triggers"):
         directory.mkdir(parents=True, exist_ok=True)
@@ -92,7 +59,7 @@ def bootstrap(root: Path, packages: Packages, *, usr_links: Sequence[str]) -> No
         file.touch()
 
 
-def install(root: Path, packages: Packages, *, requested: Iterable[str], stand_ins: Path, monitor: Monitor) -> None:
+def install(root: Path, packages: Supply, *, requested: Iterable[str], stand_ins: Path, monitor: Monitor) -> None:
     """Unpack and configure every package of the lock. `root` went through `bootstrap`; `stand_ins` is an empty
     directory for the programs that are laid over the root's.
 
@@ -113,7 +80,7 @@ def install(root: Path, packages: Packages, *, requested: Iterable[str], stand_i
     _check(root, lock)
 
 
-def _essential(root: Path, packages: Packages, step: Step) -> None:
+def _essential(root: Path, packages: Supply, step: Step) -> None:
     """Give what was extracted to dpkg. Its members depend on each other in circles, hence --force-depends here, and
     only here."""
     names = [package.name for package in packages.lock.packages if package.essential]
@@ -126,22 +93,24 @@ def _essential(root: Path, packages: Packages, step: Step) -> None:
     _dpkg(root, packages, ["--configure", "--pending"], None, step, counted="")
 
 
-def _rest(root: Path, packages: Packages, stand_ins: Path, step: Step) -> None:
+def _rest(root: Path, packages: Supply, stand_ins: Path, step: Step) -> None:
     """Unpack the others, each only when what it pre-depends on is configured, as policy demands."""
-    relations = _Relations.read(packages)
+    relations = _Relations.read(packages.stanzas())
     configured = {package.name for package in packages.lock.packages if package.essential}
     unpacked: set[str] = set()
-    waiting = [package.name for package in packages.lock.packages if not package.essential]
+    waiting = [package for package in packages.lock.packages if not package.essential]
     while waiting:
-        now = [name for name in waiting if relations.met(relations.pre_depends[name], configured)]
-        if now:
-            _dpkg(root, packages, ["--unpack", *_files(now)], stand_ins, step)
-        unpacked |= set(now)
-        waiting = [name for name in waiting if name not in unpacked]
-        wanted = {target for name in waiting for target in relations.targets(relations.pre_depends[name])} - configured
+        now = [item for item in waiting if relations.met(relations.pre_depends[item.name], configured)]
+        for names in batches(relations.ordered(now), _BATCHES):
+            packages.wait(names)
+            _dpkg(root, packages, ["--unpack", *_files(names)], stand_ins, step)
+            unpacked |= set(names)
+        waiting = [item for item in waiting if item.name not in unpacked]
+        wanted = {name for item in waiting for name in relations.targets(relations.pre_depends[item.name])} - configured
         ready = relations.complete(wanted, unpacked, configured)
         if waiting and not ready:
-            raise VnfsError(f"these packages pre-depend on each other: {', '.join(sorted(waiting))}")
+            circle = ", ".join(sorted(item.name for item in waiting))
+            raise VnfsError(f"these packages pre-depend on each other: {circle}")
         if ready:
             _dpkg(root, packages, ["--configure", *sorted(ready)], stand_ins, step, counted="")
         configured |= ready
@@ -159,8 +128,7 @@ class _Relations:
     depends: dict[str, _Groups]
 
     @classmethod
-    def read(cls, packages: Packages) -> _Relations:
-        stanzas = {item.name: control(packages.path(item)) for item in packages.lock.packages}
+    def read(cls, stanzas: Mapping[str, str]) -> _Relations:
         provided: dict[str, set[str]] = {name: {name} for name in stanzas}
         for name, stanza in stanzas.items():
             for virtual in filter(None, map(_name, _field(stanza, "Provides").split(","))):
@@ -174,6 +142,25 @@ class _Relations:
             {name: groups(stanza, "Pre-Depends") for name, stanza in stanzas.items()},
             {name: groups(stanza, "Depends") for name, stanza in stanzas.items()},
         )
+
+    def ordered(self, packages: Iterable[LockedPackage]) -> list[LockedPackage]:
+        """The packages, what others depend on first; circles are cut by name. Policy does not promise a preinst more
+        than its Pre-Depends, but apt unpacks in this order, and there are packages that have come to count on it."""
+        known = {item.name: item for item in packages}
+        seen: set[str] = set()
+        result: list[LockedPackage] = []
+        for first in sorted(known):
+            stack = [(first, False)]
+            while stack:
+                name, complete = stack.pop()
+                if complete:
+                    result.append(known[name])
+                elif name not in seen:
+                    seen.add(name)
+                    stack.append((name, True))
+                    needed = self.targets((*self.depends[name], *self.pre_depends[name]))
+                    stack += [(other, False) for other in sorted(needed, reverse=True) if other in known]
+        return result
 
     @staticmethod
     def met(groups: _Groups, have: set[str]) -> bool:
@@ -215,7 +202,7 @@ def _files(names: Iterable[str]) -> list[str]:
 
 def _dpkg(
     root: Path,
-    packages: Packages,
+    packages: Supply,
     words: Sequence[str],
     stand_ins: Path | None,
     step: Step,

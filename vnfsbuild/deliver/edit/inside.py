@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vnfsbuild.deliver import mounts
+from vnfsbuild.deliver.edit import mounts
 from vnfsbuild.family.deb import shell as deb
 from vnfsbuild.host.run import require_root
 from vnfsbuild.host.sandbox import Bind, interactive_in, run_in

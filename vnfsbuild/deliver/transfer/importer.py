@@ -1,7 +1,7 @@
 """Takes versions in from `.vnfs` files, which may come from anybody.
 
 Read once, front to back, in bounded memory. Only regular files, with exactly the names and sizes that the manifest
-calls for and in the order of `deliver.layout`, pass; each blob is hashed before it gets its name. Paths from the
+calls for and in the order of `layout`, pass; each blob is hashed before it gets its name. Paths from the
 archive are compared, never opened.
 """
 
@@ -13,8 +13,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import IO
 
-from vnfsbuild.deliver import layout
-from vnfsbuild.deliver.intake import Offer, admission, check_config, enter
+from vnfsbuild.deliver.transfer import layout
+from vnfsbuild.deliver.transfer.intake import Offer, admission, check_config, enter
 from vnfsbuild.errors import TrustError, UsageError
 from vnfsbuild.model import Blob, check_digest
 from vnfsbuild.progress import Monitor, Step

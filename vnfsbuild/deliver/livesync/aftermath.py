@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from vnfsbuild.deliver.plan import Plan
-from vnfsbuild.deliver.ssh import Connection, join
+from vnfsbuild.deliver.livesync.plan import Plan
+from vnfsbuild.deliver.livesync.ssh import Connection, join
 from vnfsbuild.errors import TrustError, VnfsError
 from vnfsbuild.store.capsules import Capsule
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from vnfsbuild.deliver.layout import ordered_blobs
+from vnfsbuild.deliver.transfer.layout import ordered_blobs
 from vnfsbuild.errors import Conflict, NetworkError, NoSpace, NotFound, TrustError, VnfsError
 from vnfsbuild.host.fs import free_bytes, make_directory
 from vnfsbuild.model import Blob, Reference, check_name

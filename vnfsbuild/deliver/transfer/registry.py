@@ -1,7 +1,7 @@
 """Sends versions to OCI registries and fetches them: only what the other side misses, resumable, verified.
 
 A registry is a stranger. What it sends is checked against the digest asked for before it becomes visible; what a
-version is, only its manifest says, and `deliver.intake` decides whether that may enter.
+version is, only its manifest says, and `intake` decides whether that may enter.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from functools import partial
 from threading import Lock
 from typing import IO, TypeVar
 
-from vnfsbuild.deliver.intake import Offer, admission, check_config, enter
-from vnfsbuild.deliver.oci_client import Repository
-from vnfsbuild.deliver.remote import Remote, find_credentials
-from vnfsbuild.deliver.transport import Http, Interrupted
+from vnfsbuild.deliver.transfer.intake import Offer, admission, check_config, enter
+from vnfsbuild.deliver.transfer.oci_client import Repository
+from vnfsbuild.deliver.transfer.remote import Remote, find_credentials
+from vnfsbuild.deliver.transfer.transport import Http, Interrupted
 from vnfsbuild.errors import NetworkError, NotFound, TrustError, UsageError
 from vnfsbuild.host.fs import space_errors
 from vnfsbuild.model import Blob

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import IO
 
-from vnfsbuild.deliver import layout
+from vnfsbuild.deliver.transfer import layout
 from vnfsbuild.errors import Conflict, HostError, NoSpace, TrustError
 from vnfsbuild.host.fs import atomic_file, free_bytes, space_errors
 from vnfsbuild.model import Blob

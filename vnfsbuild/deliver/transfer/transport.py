@@ -19,7 +19,7 @@ from urllib.parse import urljoin, urlsplit
 import requests
 from requests.auth import AuthBase
 
-from vnfsbuild.deliver.remote import Credentials
+from vnfsbuild.deliver.transfer.remote import Credentials
 from vnfsbuild.errors import NetworkError, NotFound, TrustError, VnfsError
 
 _TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer

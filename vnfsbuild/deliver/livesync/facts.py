@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vnfsbuild.deliver.skip import ancestors
-from vnfsbuild.deliver.ssh import Connection, join
+from vnfsbuild.deliver.livesync.skip import ancestors
+from vnfsbuild.deliver.livesync.ssh import Connection, join
 from vnfsbuild.errors import TrustError, UsageError
 from vnfsbuild.model import check_digest, check_name
 from vnfsbuild.store.toc import Entry, FileType, sort_key

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from vnfsbuild.deliver import mounts
-from vnfsbuild.deliver.delta import is_whiteout, members, merged
-from vnfsbuild.deliver.upper import Edits, lower_groups, read
+from vnfsbuild.deliver.edit import mounts
+from vnfsbuild.deliver.edit.delta import is_whiteout, members, merged
+from vnfsbuild.deliver.edit.upper import Edits, lower_groups, read
 from vnfsbuild.errors import TrustError
 from vnfsbuild.family.deb import inventory, scrub, shell
 from vnfsbuild.format.squashfs import compressor_of, pack_stream

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from vnfsbuild.deliver.skip import ancestors
+from vnfsbuild.deliver.livesync.skip import ancestors
 from vnfsbuild.store.toc import Entry, FileType, sort_key
 
 Tree = Mapping[str, Entry]

@@ -14,8 +14,8 @@ from urllib.parse import urlencode, urljoin, urlsplit
 
 import requests
 
-from vnfsbuild.deliver.remote import Remote
-from vnfsbuild.deliver.transport import Http, bare, printable, read_bounded, stream
+from vnfsbuild.deliver.transfer.remote import Remote
+from vnfsbuild.deliver.transfer.transport import Http, bare, printable, read_bounded, stream
 from vnfsbuild.errors import NetworkError, NotFound, TrustError, VnfsError
 from vnfsbuild.model import Blob
 from vnfsbuild.store.capsules import MANIFEST

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vnfsbuild.deliver.nodes import Node
+from vnfsbuild.deliver.livesync.nodes import Node
 from vnfsbuild.errors import Busy, CommandFailed, NetworkError, TrustError, VnfsError
 from vnfsbuild.host.fs import make_directory, work_directory
 from vnfsbuild.host.run import started

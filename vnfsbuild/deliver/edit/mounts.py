@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vnfsbuild.deliver.busy import users
+from vnfsbuild.deliver.edit.busy import users
 from vnfsbuild.errors import Busy, Conflict, HostError, NotFound, TrustError
 from vnfsbuild.host import mount as host
 from vnfsbuild.host.fs import atomic_write, lock, make_directory, remove_tree

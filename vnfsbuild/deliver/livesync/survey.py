@@ -9,11 +9,11 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from vnfsbuild.deliver import facts
-from vnfsbuild.deliver.nodes import Node
-from vnfsbuild.deliver.plan import candidates, changed_paths
-from vnfsbuild.deliver.skip import Protection, protection
-from vnfsbuild.deliver.ssh import Connection
+from vnfsbuild.deliver.livesync import facts
+from vnfsbuild.deliver.livesync.nodes import Node
+from vnfsbuild.deliver.livesync.plan import candidates, changed_paths
+from vnfsbuild.deliver.livesync.skip import Protection, protection
+from vnfsbuild.deliver.livesync.ssh import Connection
 from vnfsbuild.errors import NotFound, TrustError
 from vnfsbuild.store.capsules import Capsule, Store
 from vnfsbuild.store.toc import Entry

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vnfsbuild.deliver.delta import Indexed, Upper, is_whiteout, parent_of
+from vnfsbuild.deliver.edit.delta import Indexed, Upper, is_whiteout, parent_of
 from vnfsbuild.store.toc import OVERLAY_XATTR, Entry, FileType, Toc, read_entry, walk
 
 _OPAQUE, _ORIGIN = "trusted.overlay.opaque", "trusted.overlay.origin"

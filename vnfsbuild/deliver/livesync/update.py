@@ -16,12 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from vnfsbuild.deliver import facts
-from vnfsbuild.deliver.aftermath import Aftermath, aftermath
-from vnfsbuild.deliver.nodes import Node
-from vnfsbuild.deliver.plan import Drift, Plan, Policy, differences, make_plan, operations, staged
-from vnfsbuild.deliver.ssh import Connection, Ssh, connect, join
-from vnfsbuild.deliver.survey import Versions, current_version, survey
+from vnfsbuild.deliver.livesync import facts
+from vnfsbuild.deliver.livesync.aftermath import Aftermath, aftermath
+from vnfsbuild.deliver.livesync.nodes import Node
+from vnfsbuild.deliver.livesync.plan import Drift, Plan, Policy, differences, make_plan, operations, staged
+from vnfsbuild.deliver.livesync.ssh import Connection, Ssh, connect, join
+from vnfsbuild.deliver.livesync.survey import Versions, current_version, survey
 from vnfsbuild.errors import Conflict, HostError, NoSpace, TrustError, VnfsError
 from vnfsbuild.host.fs import work_directory
 from vnfsbuild.host.mount import layers
