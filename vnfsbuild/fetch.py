@@ -195,9 +195,9 @@ class _Job:
     # ---- a file whose content is known
 
     def verified(self, url: str, blob: Blob, advance: Callable[[int], None]) -> Path:
-        """The path of `blob`, from the cache or from `url`."""
+        """The path of `blob`, from the cache (where its content is checked anew: disks rot) or from `url`."""
         path = self._blobs.path(blob)
-        if self._blobs.has(blob):
+        if self._blobs.sound(blob):
             advance(blob.size)
             return path
         with space_errors(path), self._part(blob) as part:
@@ -230,7 +230,7 @@ class _Job:
                     except BlockingIOError:
                         if self._stop.wait(0.05):
                             raise _Cancelled from None
-                if self._blobs.has(blob):
+                if self._blobs.sound(blob):
                     _remove_if_same(path, part)
                     yield None
                     return
