@@ -375,6 +375,98 @@ def test_kill_during_umount_leaves_the_old_state_or_the_new(site: Site) -> None:
         assert entry.size == len(f"round {number}")
 
 
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from vnfsbuild.deliver.edit import mounts
+from vnfsbuild.deliver.edit.publish import umount
+from vnfsbuild.progress import Silent
+from vnfsbuild.store.capsules import Store
+
+place, work, at = map(Path, sys.argv[1:4])
+store, verb, last = Store(place), sys.argv[4], int(sys.argv[5])
+
+def step(event, arguments):
+    # Each change of the file system that Python makes, and each program it starts, is a step to be killed at.
+    global last
+    if event in {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "subprocess.Popen", "ctypes.dlsym", "shutil.rmtree"}:
+        last -= 1
+        if last < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(step)
+if verb == "mount":
+    mounts.mount(store, work, "tiny", at)
+else:
+    umount(store, work, "tiny", "killed", Silent())
+os._exit(7)
+"""
+
+
+def _killed_at(site: Site, verb: str, number: int) -> bool:
+    """Run a verb that is killed before its step `number`; false when it has no more than that."""
+    argv = [sys.executable, "-c", _KILLED, site.store.root, site.work, site.at, verb, str(number)]
+    done = subprocess.run(argv, capture_output=True, check=False, timeout=60)
+    assert done.returncode in {-signal.SIGKILL, 7}, done.stderr
+    return done.returncode != 7
+
+
+def test_mount_killed_at_each_step_leaves_nothing_that_the_next_does_not_cure(site: Site) -> None:
+    number = 0
+    while _killed_at(site, "mount", number):
+        if not (mounts.Place(site.work, "tiny").read() and mounts.Place(site.work, "tiny").mounted_at()):
+            site.mount()
+        mounts.close(site.work, "tiny")
+        assert not site.at.exists(), number
+        assert [point for point in mountpoints() if point.startswith(str(site.base))] == []
+        assert not [path for path in (site.work / "mounts").iterdir() if not path.name.endswith(".lock")], number
+        number += 1
+    assert number > 5
+
+
+def test_umount_killed_at_each_step_keeps_the_edits_and_publishes_once(site: Site) -> None:
+    number, going = 0, True
+    while going:
+        before = site.store.versions("tiny")
+        text = f"step {number}"
+        (site.mount("tiny:1") / "etc/motd").write_text(text)
+        going = _killed_at(site, "umount", number)
+        if mounts.Place(site.work, "tiny").read():
+            assert site.umount("again").capsule is not None
+        assert site.store.versions("tiny") == (*before, before[-1] + 1), number
+        assert site.store.toc(site.store.get("tiny")).by_path()["/etc/motd"].size == len(text)
+        assert [point for point in mountpoints() if point.startswith(str(site.base))] == []
+        number += 1
+    assert number > 20
+    mounts.mount(site.store, site.work, "tiny:1", site.at)
+    mounts.close(site.work, "tiny")
+    assert not site.at.exists()
+    assert [*site.store.blobs.ingest.iterdir(), *site.store.root.glob(".*")] == []
+
+
+def test_set_uid_programs_of_a_capsule_are_nothing_for_users_of_the_host(site: Site) -> None:
+    at = site.mount()
+    shutil.copy("/bin/busybox", at / "usr/bin/id")
+    (at / "usr/bin/id").chmod(0o4755)
+    assert os.statvfs(at).f_flag & os.ST_NOSUID
+    assert mounts.Place(site.work, "tiny").root.stat().st_mode & 0o777 == 0o700
+    outcome = site.umount()
+    assert _members(site, outcome)["/usr/bin/id"].mode == 0o4755
+
+
+def test_odd_characters_in_the_places_of_a_capsule(tmp_path: Path) -> None:
+    base = tmp_path / "a, b:c\\d=e\tf"
+    base.mkdir()
+    store = Store(base / "store")
+    publish(store, small_tree(base / "tree"))
+    site = Site(base, store, base / "work", base / "at")
+    for number in (1, 2):
+        (site.mount() / "etc/motd").write_text(f"changed {number}")
+        assert mounts.point_of(site.work, "tiny") == site.at
+        assert site.umount().capsule is not None
+    assert [point for point in mountpoints() if point.startswith(str(tmp_path))] == []
+
+
 def test_close_asks_and_without_a_terminal_needs_yes(site: Site) -> None:
     (site.mount() / "etc/motd").write_text("x")
     refused = site.run("close", "tiny")

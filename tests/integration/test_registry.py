@@ -216,6 +216,17 @@ def test_a_damaged_blob_in_the_registry_is_refused_and_leaves_nothing(
         assert loose(target) == set()
 
 
+def test_pulling_a_version_again_fetches_what_rotted_of_it(server: Registry, source: Store) -> None:
+    send(source, "demo:1", f"{server.host}/demo")
+    capsule = source.get("demo:1")
+    path = source.blobs.path(capsule.kernel)
+    path.chmod(0o644)
+    path.write_bytes(b"x" * capsule.kernel.size)
+    moved = fetch(source, f"{server.host}/demo:1")
+    assert (moved.blobs, moved.bytes) == (1, capsule.kernel.size)
+    assert source.blobs.sound(capsule.kernel)
+
+
 def test_a_damaged_blob_in_the_store_never_becomes_a_version_in_the_registry(server: Registry, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     capsule = make_capsule(store)

@@ -58,6 +58,14 @@ def test_a_file_is_verified_named_by_its_digest_and_then_cached(server: HttpServ
     assert server.count("/file") == 1
 
 
+def test_a_cached_file_that_rotted_is_fetched_again(server: HttpServer, downloader: Downloader) -> None:
+    path = downloader.file(f"{server.url}/file", blob=BLOB)
+    path.chmod(0o644)
+    path.write_bytes(flipped(DATA))
+    assert downloader.file(f"{server.url}/file", blob=BLOB).read_bytes() == DATA
+    assert server.count("/file") == 2
+
+
 @pytest.mark.parametrize("ranges", [True, False], ids=["with Range", "server ignores Range"])
 @pytest.mark.parametrize("lengths", [True, False], ids=["with length", "without length"])
 def test_a_broken_connection_is_gone_on_with(

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,36 @@ def test_scratch_space_goes_with_its_context_and_a_killed_one_goes_with_the_next
     assert len(left) == 1
     with fs.work_directory(tmp_path, "build") as place:
         assert list(tmp_path.iterdir()) == [place]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "made", ["fs.work_directory(here, 'x')", "fs.work_file(here, 'x')", "fs.atomic_file(here / 'x')"]
+)
+def test_scratch_of_a_killed_process_goes_even_when_it_is_empty(made: str, tmp_path: Path) -> None:
+    program = (
+        "import sys, os, signal; from pathlib import Path; from vnfsbuild.host import fs\n"
+        f"here = Path(sys.argv[1])\nwith {made}: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    (tmp_path / "x-of-somebody-else").touch()
+    (tmp_path / "x-0123456789ab.txt").touch()
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert len(list(tmp_path.iterdir())) == 3
+    for prefix in ("x", ".x"):
+        fs.sweep(tmp_path, prefix)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x-0123456789ab.txt", "x-of-somebody-else"]
+
+
+def test_living_scratch_is_never_swept_however_many_make_it_at_once(tmp_path: Path) -> None:
+    def work(number: int) -> None:
+        for _ in range(100):
+            with fs.work_directory(tmp_path, "w") as place, fs.work_file(tmp_path, "w") as (path, out):
+                out.write(b"%d" % number)
+                (place / "mine").touch()
+                assert path.exists()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
     assert list(tmp_path.iterdir()) == []
 
 

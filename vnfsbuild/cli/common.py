@@ -54,7 +54,7 @@ class App:
         else:
             words = text() if callable(text) else text
             if words:
-                click.echo(words)
+                click.echo(printable(words))
 
 
 def command(name: str, *, example: str) -> Callable[[Callable[Concatenate[App, P], Any]], click.Command]:
@@ -97,6 +97,15 @@ def error_record(error: VnfsError) -> dict[str, str]:
 def confirm(question: str, *, yes: bool) -> bool:
     """Ask before something is lost. Without a terminal and without --yes the answer is no."""
     return yes or (sys.stdin.isatty() and click.confirm(question, err=True))
+
+
+def printable(text: str) -> str:
+    """Text fit for a terminal, whatever strangers wrote into it (a path, a message, what a server said): lines stay,
+    other control characters and bytes that are no text are shown as escapes."""
+    if text.isascii() and text.isprintable():
+        return text
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def table(rows: Sequence[Sequence[str]], *, head: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vnfsbuild.cli.common import App, amount, command, confirm, identity
+from vnfsbuild.cli.common import App, amount, command, confirm, identity, printable
 from vnfsbuild.errors import Conflict
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def umount_command(app: App, name: str, message: str) -> None:
     app.emit(_record(outcome), lambda: _sentence(outcome))
     if not app.json:
         for warning in outcome.warnings:
-            click.echo(f"warning: {warning}", err=True)
+            click.echo(printable(f"warning: {warning}"), err=True)
 
 
 def _record(outcome: Outcome) -> dict[str, object]:

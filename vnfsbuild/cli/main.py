@@ -9,14 +9,17 @@ import errno
 import importlib
 import json
 import os
+import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 import click
 
 from vnfsbuild import __version__
-from vnfsbuild.cli.common import App, error_record
-from vnfsbuild.errors import NoSpace, VnfsError
+from vnfsbuild.cli.common import App, error_record, printable
+from vnfsbuild.errors import HostError, NoSpace, VnfsError
 
 # Command to (module, one line of help). The function in the module has the command's name.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -41,6 +44,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("sync", "what running nodes run, and what drifted"),
     "doctor": ("doctor", "what this host lacks, and how to install it"),
 }
+
+# What a host's file systems answer for reasons that are not in vnfs.
+_HOST_ERRORS = frozenset(
+    {errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+)
 
 EPILOG = "A capsule is NAME, NAME:VERSION, NAME:TAG or NAME@sha256:…; a bare NAME means its newest version."
 
@@ -76,16 +84,18 @@ def vnfs(ctx: click.Context, store: Path | None, cache: Path | None, work: Path 
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a command and exit: 0 ok, 1 failed, 2 wrong usage, 3 answered no, 130 interrupted."""
+    """Run a command and exit: 0 ok, 1 failed, 2 wrong usage, 3 answered no, 130 interrupted (128 + the signal)."""
     words = sys.argv[1:] if argv is None else argv
+    interruption = Interruption()
     try:
         code = vnfs.main(args=words, prog_name="vnfs", standalone_mode=False)
         _leave(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as leave:
         _leave(leave.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("vnfs: interrupted; everything is as it was", err=True)
-        _leave(130)
+        with suppress(OSError):  # the terminal may be what went away
+            click.echo("vnfs: interrupted; everything is as it was", err=True)
+        _leave(128 + interruption.signal)
     except click.ClickException as error:
         error.show()
         _leave(error.exit_code)
@@ -96,20 +106,46 @@ def main(argv: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(1)
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        full = NoSpace(f"no space left on the device{f' of {error.filename}' if error.filename else ''}", "free some")
-        _report(full, as_json="--json" in words)
+        _report(_typed(error), as_json="--json" in words)
         _leave(1)
+
+
+class Interruption:
+    """Makes SIGTERM and SIGHUP unwind as Ctrl-C does, so that what is open is closed and removed. The first signal
+    counts: a second one must not cut the cleaning short."""
+
+    def __init__(self) -> None:
+        self.signal = signal.SIGINT
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # What nohup, or a shell's &, has us ignore stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, _frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number)
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, lambda *_: None)  # not SIG_IGN: what we still start would inherit that
+        raise KeyboardInterrupt
+
+
+def _typed(error: OSError) -> VnfsError:
+    """An error of the host in words. Raises it again when it is none that a host causes."""
+    place = f" of {error.filename}" if error.filename else ""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return NoSpace(f"no space left on the device{place}", "free some")
+    if error.errno in _HOST_ERRORS:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
+        return HostError(what, "look at that place and at the kernel's log" if error.errno == errno.EIO else "")
+    raise error
 
 
 def _report(error: VnfsError, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"error": error_record(error)}))
         return
-    click.echo(f"vnfs: {error.message}", err=True)
+    click.echo(printable(f"vnfs: {error.message}"), err=True)
     if error.hint:
-        click.echo(f"  {error.hint}", err=True)
+        click.echo(printable(f"  {error.hint}"), err=True)
 
 
 def _leave(code: int) -> None:

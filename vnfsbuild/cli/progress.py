@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from vnfsbuild.cli.common import amount
+from vnfsbuild.cli.common import amount, printable
 from vnfsbuild.progress import Monitor, Silent, Step
 
 
@@ -29,19 +29,23 @@ def choose(mode: str) -> Monitor:
 
 
 class _Plain:
+    @staticmethod
+    def _say(line: str) -> None:
+        print(printable(line), file=sys.stderr, flush=True)
+
     def start(self, title: str) -> None:
-        print(f"vnfs: {title} ...", file=sys.stderr, flush=True)
+        self._say(f"vnfs: {title} ...")
 
     def update(self, title: str, done: int, total: int | None, unit: str) -> None:
-        print(f"vnfs: {title}: {_count(done, total, unit)}", file=sys.stderr, flush=True)
+        self._say(f"vnfs: {title}: {_count(done, total, unit)}")
 
     def note(self, title: str, text: str) -> None:
-        print(f"vnfs: {title + ': ' if title else ''}{text}", file=sys.stderr, flush=True)
+        self._say(f"vnfs: {title + ': ' if title else ''}{text}")
 
     def end(self, title: str, seconds: float, done: int, unit: str, error: str) -> None:
         state = {"": "done in", "interrupted": "interrupted after"}.get(error, "failed after")
         counted = f", {_count(done, None, unit)}" if done else ""
-        print(f"vnfs: {title}: {state} {seconds:.1f} s{counted}", file=sys.stderr, flush=True)
+        self._say(f"vnfs: {title}: {state} {seconds:.1f} s{counted}")
 
 
 class _Json:
@@ -134,11 +138,13 @@ class Bars:
 
     @contextmanager
     def step(self, title: str, *, total: int | None = None, unit: str = "") -> Iterator[Step]:
+        from rich.markup import escape
+
         with self._lock:
             if self._open == 0:
                 self._progress.start()
             self._open += 1
-        task = self._progress.add_task(title, total=total, counted="")
+        task = self._progress.add_task(escape(printable(title)), total=total, counted="")
         step = _BarStep(self._progress, task, total, unit)
         try:
             yield step
@@ -153,7 +159,7 @@ class Bars:
                         self._progress.remove_task(finished)
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, markup=False, highlight=False)
+        self._progress.console.print(printable(text), markup=False, highlight=False)
 
 
 class _BarStep:
@@ -168,4 +174,4 @@ class _BarStep:
             self._progress.update(self._task, completed=self.done, counted=_count(self.done, self._total, self._unit))
 
     def note(self, text: str) -> None:
-        self._progress.console.print(f"  {text}", markup=False, highlight=False)
+        self._progress.console.print(printable(f"  {text}"), markup=False, highlight=False)

@@ -21,20 +21,25 @@ _SHOWN = 40
 def verify_command(app: App, capsules: tuple[str, ...], deep: bool) -> int:
     """Check every byte of capsules (all of them when none is given). Exit code 3 when something is wrong."""
     from vnfsbuild.deliver.verify import verify
+    from vnfsbuild.host.mount import isolate
+    from vnfsbuild.host.run import require_root
     from vnfsbuild.model import Reference
 
+    if deep:
+        require_root("mounting the layers of a capsule", "vnfs verify without --deep checks all digests")
+        isolate()
     references = [Reference.parse(text) for text in capsules]
     problems = verify(app.store, references, deep=deep, work=app.settings.work, monitor=app.monitor)
     record = {"ok": not problems, "problems": [asdict(problem) for problem in problems]}
-    app.emit(record, lambda: _text(app, problems))
+    app.emit(record, lambda: _text(problems))
     return ANSWERED_NO if problems else 0
 
 
-def _text(app: App, problems: tuple[Problem, ...]) -> str:
+def _text(problems: tuple[Problem, ...]) -> str:
     if not problems:
         return "all is as its digests say"
     lines = [f"{problem.reference}  {problem.part}: {problem.message}" for problem in problems[:_SHOWN]]
     if len(problems) > _SHOWN:
         lines.append(f"… and {len(problems) - _SHOWN} more (--json names all)")
-    lines.append(f"damaged blobs lie in {app.store.blobs.root}: remove them, then pull, import or build again")
+    lines.append("vnfs pull or vnfs import of the same version replaces damaged blobs by good ones")
     return "\n".join(lines)

@@ -28,9 +28,9 @@ class Job:
     # ---- a file whose content is known
 
     def verified(self, url: str, blob: Blob, advance: Callable[[int], None]) -> Path:
-        """The path of `blob`, from the cache or from `url`."""
+        """The path of `blob`, from the cache (where its content is checked anew: disks rot) or from `url`."""
         path = self._blobs.path(blob)
-        if self._blobs.has(blob):
+        if self._blobs.sound(blob):
             advance(blob.size)
             return path
         with space_errors(path), self._blobs.unfinished(blob, self._wait) as part:

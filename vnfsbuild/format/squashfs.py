@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from vnfsbuild.errors import CommandFailed, HostError, TrustError
-from vnfsbuild.host.fs import space_errors, work_directory
+from vnfsbuild.host.fs import resolve_in, space_errors, work_directory
 from vnfsbuild.host.run import require_root, run
 from vnfsbuild.store.toc import Entry, FileType
 
@@ -179,10 +179,12 @@ def read_files(image: Path, paths: Sequence[str], *, scratch: Path, limit: int =
         ]
         run([*argv, "-dest", place / "root", "-extract-file", wanted, image], what=f"reading {image.name}")
         for path in paths:
-            full = f"{place}/root/{path.lstrip('/')}"
+            # The image may be a stranger's, with a link where the path has a directory: one that leads into our own /.
+            above, _, name = path.rpartition("/")
             try:
+                full = resolve_in(place / "root", above) / name
                 descriptor = os.open(full, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            except OSError:
+            except (OSError, HostError):
                 continue
             info = os.fstat(descriptor)
             if not stat.S_ISREG(info.st_mode):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from vnfsbuild.errors import Busy, HostError, NoSpace
+
+_MAX_LINKS = 40  # as the kernel
 
 
 def make_directory(path: Path, mode: int = 0o755) -> Path:
@@ -39,19 +42,13 @@ def sync_directory(path: Path) -> None:
 @contextmanager
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
     """Write a file that appears complete, durable and under its name, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as out:
-            yield out
-            out.flush()
-            os.fchmod(out.fileno(), mode)
-            os.fsync(out.fileno())
+    with work_file(path.parent, f".{path.name}") as (temporary, out):
+        yield out
+        out.flush()
+        os.fchmod(out.fileno(), mode)
+        os.fsync(out.fileno())
         temporary.rename(path)
         sync_directory(path.parent)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
-        raise
 
 
 def atomic_write(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -85,11 +82,8 @@ def work_directory(parent: Path, prefix: str) -> Iterator[Path]:
     Liveness is a lock on the directory itself, so that no process id is ever guessed at.
     """
     make_directory(parent)
-    _sweep(parent, prefix)
-    path = parent / f"{prefix}-{os.urandom(6).hex()}"
-    path.mkdir(mode=0o700)
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    sweep(parent, prefix)
+    path, descriptor = _claim(parent, prefix, directory=True)
     try:
         yield path
     finally:
@@ -97,21 +91,58 @@ def work_directory(parent: Path, prefix: str) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _sweep(parent: Path, prefix: str) -> None:
-    for path in parent.glob(f"{prefix}-*"):
+@contextmanager
+def work_file(parent: Path, prefix: str) -> Iterator[tuple[Path, IO[bytes]]]:
+    """A scratch file, open for writing, removed when the context ends unless it was renamed. One that a killed process
+    left is removed by the next call."""
+    sweep(parent, prefix)
+    path, descriptor = _claim(parent, prefix, directory=False)
+    with open(descriptor, "wb") as out:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between its mkdir and its flock a living process's directory looks abandoned; it is empty then.
-            if any(path.iterdir()):
-                remove_tree(path)
-        except OSError:
-            continue
+            yield path, out
         finally:
-            os.close(descriptor)
+            with suppress(FileNotFoundError):
+                path.unlink()
+
+
+def _claim(parent: Path, prefix: str, *, directory: bool) -> tuple[Path, int]:
+    """Make a scratch file or directory and lock it. Until it is locked a sweep may take it for abandoned and remove
+    it: then there is nothing in it yet, and another is made."""
+    while True:
+        path = parent / f"{prefix}-{os.urandom(6).hex()}"
+        try:
+            if directory:
+                path.mkdir(mode=0o700)
+            flags = os.O_RDONLY | os.O_DIRECTORY if directory else os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except FileNotFoundError:
+            if not parent.is_dir():
+                raise
+            continue
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.lstat(path)):
+                return path, descriptor
+        os.close(descriptor)
+
+
+def sweep(parent: Path, prefix: str) -> None:
+    """Remove the scratch files and directories in `parent` that no living process holds, as far as that can be done
+    now: what is still mounted in one stays, with it, until it is unmounted."""
+    ours = re.compile(re.escape(prefix) + "-[0-9a-f]{12}")
+    with os.scandir(parent) as found:
+        paths = [Path(item.path) for item in found if ours.fullmatch(item.name)]
+    for path in paths:
+        with suppress(OSError, HostError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.is_dir():
+                    remove_tree(path)
+                else:
+                    path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def remove_tree(path: Path) -> None:
@@ -123,6 +154,35 @@ def remove_tree(path: Path) -> None:
         if os.lstat(entry[0]).st_dev != device:
             raise HostError(f"{path} still has a file system mounted at {entry[0]}", f"umount {entry[0]}")
     shutil.rmtree(path)
+
+
+def resolve_in(root: Path, path: str, *, covered: Collection[str] = ()) -> Path:
+    """Where `path` leads for a program whose root directory is `root`: links are followed as they mean it there, so
+    that none leads outside. The result has no link in it; what is not there is taken as it is written.
+
+    `covered` names top directories over which something else will be mounted: what they hold now does not count.
+    """
+    pending, place, links = path.split("/")[::-1], list[str](), 0
+    while pending:
+        part = pending.pop()
+        if part in {"", "."}:
+            continue
+        if part == "..":
+            del place[-1:]
+            continue
+        place.append(part)
+        if place[0] in covered:
+            continue
+        try:
+            target = os.readlink(root.joinpath(*place))
+        except OSError:  # no link, or nothing there
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise HostError(f"{path} in {root} leads through too many symbolic links")
+        place = [] if target.startswith("/") else place[:-1]
+        pending += target.split("/")[::-1]
+    return root.joinpath(*place)
 
 
 def free_bytes(path: Path) -> int:

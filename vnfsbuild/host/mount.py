@@ -9,7 +9,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vnfsbuild.errors import Busy, HostError
@@ -65,20 +65,20 @@ def tmpfs(target: Path, *, size: int) -> Iterator[Path]:
 
 def squashfs(image: Path, target: Path) -> None:
     """Mount a squashfs image read-only at `target`, through a loop device that detaches itself on unmount."""
-    run(["mount", "-t", "squashfs", "-o", "loop,ro,nodev", image, target], what=f"mounting {image}")
+    run(["mount", "-t", "squashfs", "-o", "loop,ro,nodev,nosuid", image, target], what=f"mounting {image}")
 
 
 def overlay(target: Path, *, lower: Sequence[Path], upper: Path | None = None, work: Path | None = None) -> None:
     """Mount an overlay of `lower` directories (topmost first) at `target`, writable when `upper` and `work` are given.
 
     `index=on` keeps hard links hard; `redirect_dir` and `metacopy` are off so that the upper directory alone says
-    what changed, in the form that a layer carries.
+    what changed, in the form that a layer carries. A capsule's set-uid programs are nothing for the users of this host.
     """
     options = "lowerdir=" + ":".join(_escape(path) for path in lower)
     if upper and work:
         options += f",upperdir={_escape(upper)},workdir={_escape(work)},index=on"
     options += ",redirect_dir=off,metacopy=off"
-    _mount("overlay", target, "overlay", MS_NODEV | (0 if upper else MS_RDONLY), options)
+    _mount("overlay", target, "overlay", MS_NODEV | MS_NOSUID | (0 if upper else MS_RDONLY), options)
 
 
 def _escape(path: Path) -> str:
@@ -106,21 +106,27 @@ def _unescape(text: str) -> str:
 @contextmanager
 def layers(images: Sequence[Path], directory: Path) -> Iterator[Path]:
     """A read-only view of a chain of squashfs images, base first, below the scratch `directory`."""
-    mounted: list[Path] = []
-    try:
+    with ExitStack() as undo:
+
+        def point(name: str) -> Path:
+            place = directory / name
+            place.mkdir()
+            # Before it is mounted: mount(8) may be done when a signal or its end of memory makes it look failed.
+            undo.callback(_unmount_if_mounted, place)
+            return place
+
+        points: list[Path] = []
         for number, image in enumerate(images):
-            point = directory / f"layer-{number}"
-            point.mkdir()
-            squashfs(image, point)
-            mounted.append(point)
-        if len(mounted) == 1:
-            yield mounted[0]
-            return
-        view = directory / "view"
-        view.mkdir()
-        overlay(view, lower=mounted[::-1])
-        mounted.append(view)
-        yield view
-    finally:
-        for point in reversed(mounted):
-            unmount(point)
+            points.insert(0, point(f"layer-{number}"))
+            squashfs(image, points[0])
+        if len(points) > 1:
+            view = point("view")
+            overlay(view, lower=points)
+            yield view
+        else:
+            yield points[0]
+
+
+def _unmount_if_mounted(target: Path) -> None:
+    if is_mountpoint(target):
+        unmount(target)

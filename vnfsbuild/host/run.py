@@ -170,7 +170,12 @@ def interactive(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = N
         try:
             return process.wait()
         except BaseException:
+            # unshare waits with SIGTERM blocked, and its child is an init, which none reaches that it has no handler
+            # for: patience is for other programs. The death of unshare is the end of all in its namespace.
             process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(1.0)
+            process.kill()
             process.wait()
             raise
     finally:

@@ -7,12 +7,15 @@ comes from unshare(1) of util-linux, which does the work.
 
 from __future__ import annotations
 
+import os
 import shlex
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vnfsbuild.errors import CommandFailed, NotFound
+from vnfsbuild.errors import CommandFailed, NotFound, TrustError
+from vnfsbuild.host.fs import resolve_in
 from vnfsbuild.host.run import Result, interactive, run, tail
 
 _ENVIRONMENT = {
@@ -24,7 +27,9 @@ _ENVIRONMENT = {
     "DEBCONF_NONINTERACTIVE_SEEN": "true",
 }
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-_RESOLVER = "/run/.vnfs-resolv.conf"
+_RESOLVER, _HOSTS = "run/.vnfs-resolv.conf", "run/.vnfs-hosts"
+# Where the sandbox mounts file systems of its own.
+_COVERED = ("proc", "sys", "dev", "run")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +43,17 @@ class Bind:
 
 
 def _script(root: Path, binds: Sequence[Bind], *, network: bool, cwd: str) -> str:
-    """The set-up, as the shell script that runs in the new namespaces before chroot. $@ is the command."""
+    """The set-up, as the shell script that runs in the new namespaces before chroot. $@ is the command.
+
+    It runs as root of the host beside a root that may be a stranger's: it touches nothing that a link in there leads
+    to, because every path in it is one that `resolve_in` gave, or lies on what was mounted a line before.
+    """
+    _check_mount_points(root)
     at = shlex.quote(str(root))
     lines = [
         "set -e",
         f"cd {at}",
-        "mkdir -p proc sys dev run; [ -e tmp ] || mkdir -m 1777 tmp",
+        "mkdir -p proc sys dev run; [ -e tmp ] || [ -L tmp ] || mkdir -m 1777 tmp",
         "mount -t proc -o nosuid,nodev,noexec proc proc",
         "mount -t sysfs -o ro,nosuid,nodev,noexec sysfs sys",
         "mount -t tmpfs -o mode=755,nosuid dev dev",
@@ -56,14 +66,13 @@ def _script(root: Path, binds: Sequence[Bind], *, network: bool, cwd: str) -> st
         "mount -t tmpfs -o mode=755,nosuid,nodev run run; mkdir -m 1777 run/lock",
     ]
     if network:
-        lines += [*_resolver_lines()]
+        lines += [*_resolver_lines(root), *_hosts_lines(root)]
     for bind in binds:
-        source, target = shlex.quote(str(bind.source)), shlex.quote(bind.target.lstrip("/"))
-        if bind.target.startswith("/run/"):
-            place, made = (
-                (target, "") if bind.source.is_dir() else (shlex.quote(str(Path(bind.target).parent)[1:]), target)
-            )
-            lines.append(f"mkdir -p {place}" + (f"; touch {made}" if made else ""))
+        place = _place(root, bind.target)
+        source, target = shlex.quote(str(bind.source)), shlex.quote(f"./{place}")
+        if place.parts[0] == "run":
+            made = target if bind.source.is_dir() else shlex.quote(f"./{place.parent}")
+            lines.append(f"mkdir -p {made}" + ("" if bind.source.is_dir() else f"; touch {target}"))
         lines.append(f"mount --bind {source} {target}")
         if bind.read_only:
             lines.append(f"mount -o remount,bind,ro {target}")
@@ -71,21 +80,45 @@ def _script(root: Path, binds: Sequence[Bind], *, network: bool, cwd: str) -> st
     return "\n".join(lines)
 
 
-def _resolver_lines() -> list[str]:
-    """Show the host's resolver configuration over the root's own. Where the root has none, or a link into its empty
-    /run, a file in that /run is what a bind can be laid over without a trace in the root."""
-    return [
-        "if [ -L etc/resolv.conf ]; then",
-        "  link=$(readlink etc/resolv.conf)",
-        '  case "$link" in /run/*) place=".$link" ;; ../run/*) place="./${link#../}" ;; *) place= ;; esac',
-        '  if [ -n "$place" ]; then mkdir -p "${place%/*}"; cat /etc/resolv.conf > "$place"; fi',
-        "elif [ -f etc/resolv.conf ]; then",
-        f"  cat /etc/resolv.conf > .{_RESOLVER}",
-        f"  mount --bind .{_RESOLVER} etc/resolv.conf",
-        "fi",
-        "[ ! -f etc/hosts ] || [ ! -f /etc/hosts ] || { cat /etc/hosts > run/.vnfs-hosts; "
-        "mount --bind run/.vnfs-hosts etc/hosts; }",
-    ]
+def _check_mount_points(root: Path) -> None:
+    for name in _COVERED:
+        path = root / name
+        if os.path.lexists(path) and not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise TrustError(
+                f"/{name} in {root} is not a directory", "no program is run in such a root: it could reach out of it"
+            )
+
+
+def _place(root: Path, path: str) -> Path:
+    """Where to mount what shall appear at `path`, relative to the root; below one of _COVERED it is on our own."""
+    place = resolve_in(root, path, covered=_COVERED).relative_to(root)
+    if not place.parts or place.parts[0] in _COVERED[:-1] or place == Path("run"):
+        raise TrustError(f"{path} in {root} leads to /{place}", "no program is run in such a root")
+    return place
+
+
+def _resolver_lines(root: Path) -> list[str]:
+    """Show the host's resolver configuration over the root's own. Where the root has a link into its empty /run, a
+    file there is what is shown, without a trace in the root."""
+    place = resolve_in(root, "/etc/resolv.conf", covered=_COVERED).relative_to(root)
+    target = shlex.quote(f"./{place}")
+    if place.parts[:1] == ("run",) and len(place.parts) > 1:
+        return [f"mkdir -p {shlex.quote(f'./{place.parent}')}; cat /etc/resolv.conf > {target}"]
+    if _is_file(root / place):
+        return [f"cat /etc/resolv.conf > {_RESOLVER}; mount --bind {_RESOLVER} {target}"]
+    return []
+
+
+def _hosts_lines(root: Path) -> list[str]:
+    place = resolve_in(root, "/etc/hosts", covered=_COVERED).relative_to(root)
+    if place.parts[:1] in {(name,) for name in _COVERED} or not _is_file(root / place):
+        return []
+    target = shlex.quote(f"./{place}")
+    return [f"[ ! -f /etc/hosts ] || {{ cat /etc/hosts > {_HOSTS}; mount --bind {_HOSTS} {target}; }}"]
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.lexists(path) and stat.S_ISREG(os.lstat(path).st_mode)
 
 
 def _command(root: Path, argv: Sequence[str], binds: Sequence[Bind], *, network: bool, cwd: str) -> list[str]:

@@ -12,7 +12,6 @@ import io
 import lzma
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +19,10 @@ from typing import IO
 
 import zstandard
 
-from vnfsbuild.errors import NotFound, VnfsError
+from vnfsbuild.errors import HostError, NotFound, VnfsError
+from vnfsbuild.host.fs import resolve_in
 
 _MAX_FILE = 256 << 20
-_MAX_LINKS = 40
 # Module metadata is `key=value`, each ended by NUL (include/linux/moduleinfo.h).
 _FIRMWARE = re.compile(rb"\0firmware=([\x21-\x7e]{1,255})(?=\0)")
 _SUFFIXES = ("", ".zst", ".xz", ".gz")
@@ -31,29 +30,11 @@ _SUFFIXES = ("", ".zst", ".xz", ".gz")
 
 def inside(root: Path, path: str) -> Path | None:
     """Where `path` of the root really lies, links followed as a process inside the root would; None if nowhere."""
-    pending = [part for part in path.split("/") if part][::-1]
-    done: list[str] = []
-    links = 0
-    while pending:
-        part = pending.pop()
-        if part in {".", ".."}:
-            done = done[:-1] if part == ".." else done
-            continue
-        here = root.joinpath(*done, part)
-        try:
-            info = here.lstat()
-        except OSError:
-            return None
-        if stat.S_ISLNK(info.st_mode):
-            links += 1
-            if links > _MAX_LINKS:
-                return None
-            target = os.readlink(here)
-            done = [] if target.startswith("/") else done
-            pending += [word for word in target.split("/") if word][::-1]
-        else:
-            done.append(part)
-    return root.joinpath(*done)
+    try:
+        place = resolve_in(root, path)
+    except HostError:
+        return None
+    return place if os.path.lexists(place) else None
 
 
 def read_inside(root: Path, path: str) -> bytes | None:

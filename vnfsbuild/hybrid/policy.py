@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vnfsbuild.errors import NotFound
+from vnfsbuild.host.fs import resolve_in
 from vnfsbuild.host.sandbox import Bind, run_in
 from vnfsbuild.store.toc import walk, xattr_names
 
@@ -64,7 +65,7 @@ def hybridize(root: Path, chosen: Profile) -> None:
     lay_over(root, chosen.files)
     if chosen.enable and (root / "bin/systemctl").exists():
         run_in(root, ["systemctl", "--quiet", "enable", *chosen.enable], what="systemctl enable")
-    machine_id = root / "etc/machine-id"
+    machine_id = resolve_in(root, "/etc") / "machine-id"
     machine_id.unlink(missing_ok=True)
     machine_id.touch(mode=0o444)
 

@@ -30,11 +30,11 @@ async def _start(app: web.Application, host: str, port: int) -> tuple[web.AppRun
 
 
 def serve_forever(app: web.Application, host: str, port: int, *, ready: Callable[[int], None]) -> None:
-    """Serve until SIGINT or SIGTERM; `ready` hears the port. Transfers that run get a moment to end."""
+    """Serve until SIGINT, SIGTERM or SIGHUP; `ready` hears the port. Transfers that run get a moment to end."""
 
     async def body() -> None:
         stop = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         runner, bound = await _start(app, host, port)
         try:

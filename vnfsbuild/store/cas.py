@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from vnfsbuild.errors import NotFound, TrustError
-from vnfsbuild.host.fs import make_directory, space_errors, sync_directory
+from vnfsbuild.host.fs import make_directory, space_errors, sync_directory, work_file
 from vnfsbuild.model import Blob
 
 CHUNK = 1 << 20
@@ -40,6 +40,10 @@ class LocalBlobs:
             return self.path(blob).stat().st_size == blob.size
         except FileNotFoundError:
             return False
+
+    def sound(self, blob: Blob) -> bool:
+        """Whether the blob is there and has the content it is named by; reads all of it."""
+        return self.has(blob) and hash_file(self.path(blob)) == blob
 
     def open(self, blob: Blob) -> IO[bytes]:
         """Open for reading. Raises NotFound."""
@@ -82,14 +86,8 @@ class LocalBlobs:
     def receive(self) -> Iterator[Incoming]:
         """Take a blob in piece by piece; what was not committed is removed."""
         make_directory(self.ingest)
-        temporary = self.ingest / f"put-{os.urandom(8).hex()}"
-        with space_errors(temporary):
-            try:
-                with open(temporary, "xb") as out:
-                    yield Incoming(self, temporary, out)
-            finally:
-                with suppress(FileNotFoundError):
-                    temporary.unlink()
+        with space_errors(self.ingest), work_file(self.ingest, "put") as (temporary, out):
+            yield Incoming(self, temporary, out)
 
     def partial(self, blob: Blob) -> Path:
         """Where an interrupted download of `blob` waits to be resumed. Adopt it when it is whole."""
@@ -111,7 +109,7 @@ class LocalBlobs:
                     wait(_PAUSE)
                 # Whoever held it may have made a blob of it, or removed it: then the name leads elsewhere.
                 same = _leads_to(path, part)
-                if self.has(blob):
+                if self.sound(blob):
                     if same:
                         path.unlink()
                     yield None
@@ -134,7 +132,10 @@ class LocalBlobs:
                 yield Blob(f"sha256:{entry.name}", entry.stat().st_size)
 
     def _publish(self, temporary: Path, blob: Blob) -> None:
-        make_directory(self._sha256)
+        if not self._sha256.is_dir():
+            make_directory(self._sha256)
+            sync_directory(self.root)
+            sync_directory(self.root.parent)
         temporary.chmod(0o444)
         temporary.rename(self.path(blob))
         sync_directory(self._sha256)

@@ -70,9 +70,7 @@ class Place:
     def read(self) -> State | None:
         """What is open here, or None. Raises TrustError when the record is damaged."""
         try:
-            return State(**json.loads(self.state_file.read_bytes()))
-        except FileNotFoundError:
-            return None
+            return _recorded(self.state_file)
         except (ValueError, TypeError) as error:
             raise TrustError(
                 f"{self.state_file} is damaged: {error}", f"the edits are in {self.upper}; save them, then remove it"
@@ -95,6 +93,13 @@ class Place:
         return next(os.scandir(self.upper), None) is not None
 
 
+def _recorded(file: Path) -> State | None:
+    try:
+        return State(**json.loads(file.read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
 def _overlay_of(upper: Path) -> Path | None:
     """The mount point of the overlay that writes to `upper`. The kernel tells its options in mountinfo."""
     wanted = os.fsencode(upper)
@@ -104,7 +109,7 @@ def _overlay_of(upper: Path) -> Path | None:
             continue
         for option in rest.split(b" ")[-1].split(b","):
             key, _, value = option.partition(b"=")
-            if key == b"upperdir" and wanted in (_plain(value), _plain(value).replace(b"\\", b"")):
+            if key == b"upperdir" and wanted in (_plain(value), re.sub(rb"\\(.)", rb"\1", _plain(value))):
                 return Path(os.fsdecode(_plain(fields.split(b" ")[4])))
     return None
 
@@ -165,15 +170,16 @@ def _open(store: Store, place: Place, capsule: Capsule, state: State, *, fresh: 
     with ExitStack() as undo:
         if fresh:
             undo.callback(shutil.rmtree, place.root, ignore_errors=True)
+        make_directory(place.root, 0o700)  # what the edits hold, set-uid programs too, is not for the host's users
         for directory in (place.upper, place.work, place.layers):
             make_directory(directory)
         lower = _mount_layers(store, place, capsule, undo)
         if fresh:
             _like(lower[0], place.upper)
+        place.write(state)  # first, so that a directory we made is known as ours whenever we are killed
         if not existed:
             make_directory(point)
             undo.callback(point.rmdir)
-        place.write(state)
         host.overlay(point, lower=lower, upper=place.upper, work=place.work)
         undo.pop_all()
 
@@ -187,8 +193,8 @@ def _mount_layers(store: Store, place: Place, capsule: Capsule, undo: ExitStack)
         points.insert(0, point)
         if str(point.resolve()) not in there:
             make_directory(point)
+            undo.callback(_unmount_layers, place)
             host.squashfs(image, point)
-            undo.callback(host.unmount, point)
     return points
 
 
@@ -267,17 +273,24 @@ def forget(place: Place, state: State) -> None:
     _unmount_layers(place)
     trash = place.parent / f".gone-{os.urandom(6).hex()}"
     place.root.rename(trash)
-    if state.made_at:
-        with suppress(OSError):  # somebody put something there: theirs
-            Path(state.at).rmdir()
+    _remove_point(state)
     remove_tree(trash)
 
 
 def _sweep(parent: Path) -> None:
     """Finish the removals that a killed process began."""
     for path in parent.glob(".gone-*"):
-        with suppress(HostError, OSError):
+        with suppress(HostError, OSError, ValueError, TypeError):
+            state = _recorded(path / "state.json")
+            if state:
+                _remove_point(state)
             remove_tree(path)
+
+
+def _remove_point(state: State) -> None:
+    if state.made_at:
+        with suppress(OSError):  # somebody put something there: theirs
+            Path(state.at).rmdir()
 
 
 def close(work: Path, name: str) -> State:

@@ -84,10 +84,10 @@ class _Archive:
         return data
 
     def blob(self, store: Store, blob: Blob, step: Step) -> None:
-        """Store a blob, or only check it when the store has it."""
+        """Store a blob, or only check it when the store has it undamaged."""
         name = layout.blob_name(blob)
         self._open(name, blob.size)
-        if store.blobs.has(blob):
+        if store.blobs.sound(blob):
             digest = hashlib.sha256()
             for chunk in self._chunks(blob.size, name, step):
                 digest.update(chunk)

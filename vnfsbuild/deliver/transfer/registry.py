@@ -111,13 +111,13 @@ def pull(
     """Fetch a version from a registry into the store, under the name and number it was published with (or as the
     next version of `name`).
 
-    Blobs that are here are not fetched; an interrupted download goes on where it stopped, in this run or the next.
-    Raises NetworkError after retries, TrustError for bytes that are not what was promised (nothing of them stays),
-    Conflict when the number is taken by other content, NoSpace.
+    Blobs that are here undamaged are not fetched; an interrupted download goes on where it stopped, in this run or
+    the next. Raises NetworkError after retries, TrustError for bytes that are not what was promised (nothing of them
+    stays), Conflict when the number is taken by other content, NoSpace.
     """
     with _repository(remote, plain_http=plain_http, environ=environ) as repository:
         offer = Offer.examine(repository.manifest())
-        missing = [blob for blob in offer.blobs if not store.blobs.has(blob)]
+        missing = [blob for blob in offer.blobs if not store.blobs.sound(blob)]
         total = sum(blob.size for blob in missing)
         with (
             monitor.step(f"pull {remote}", total=total, unit="bytes") as step,

@@ -17,6 +17,7 @@ from vnfsbuild.errors import CommandFailed, VnfsError
 from vnfsbuild.family.deb.archive import data_stream
 from vnfsbuild.family.deb.inventory import inventory
 from vnfsbuild.family.deb.supply import Supply, batches
+from vnfsbuild.host.fs import atomic_write, resolve_in
 from vnfsbuild.host.run import run
 from vnfsbuild.host.sandbox import Bind, run_in
 from vnfsbuild.lockfile import Lock, LockedPackage
@@ -33,7 +34,7 @@ _BATCHES = 4
 # nodes, and the initrd is composed once, by us, at the end.
 _STAND_INS = ("usr/sbin/start-stop-daemon", "usr/sbin/update-initramfs", "usr/sbin/update-grub", "usr/bin/dracut")
 _STAND_IN = "#!/bin/sh\n# Laid over the real program while packages are configured.\nexit 0\n"
-_POLICY = "#!/bin/sh\nexit 101\n"
+_POLICY = b"#!/bin/sh\nexit 101\n"
 
 
 def bootstrap(root: Path, packages: Supply, *, usr_links: Sequence[str]) -> None:
@@ -65,9 +66,8 @@ def install(root: Path, packages: Supply, *, requested: Iterable[str], stand_ins
     Raises CommandFailed with dpkg's last words, or VnfsError when what is installed in the end is not the lock.
     """
     lock = packages.lock
-    policy = root / "usr/sbin/policy-rc.d"
-    policy.write_text(_POLICY)
-    policy.chmod(0o755)
+    policy = resolve_in(root, "/usr/sbin") / "policy-rc.d"
+    atomic_write(policy, _POLICY, mode=0o755)
     try:
         with monitor.step("unpack", total=len(lock.packages), unit="packages") as step:
             _essential(root, packages, step)
@@ -76,7 +76,7 @@ def install(root: Path, packages: Supply, *, requested: Iterable[str], stand_ins
             _dpkg(root, packages, ["--configure", "--pending"], stand_ins, step, counted="Setting up ")
         _mark_automatic(root, {item.name for item in lock.packages} - set(requested))
     finally:
-        policy.unlink()
+        policy.unlink(missing_ok=True)
     _check(root, lock)
 
 
@@ -236,7 +236,7 @@ def _laid_over(root: Path, stand_ins: Path) -> list[Bind]:
     if not program.exists():
         program.write_text(_STAND_IN)
         program.chmod(0o755)
-    return [Bind(program, f"/{path}", read_only=True) for path in _STAND_INS if (root / path).is_file()]
+    return [Bind(program, f"/{path}", read_only=True) for path in _STAND_INS if resolve_in(root, path).is_file()]
 
 
 def _mark_automatic(root: Path, names: set[str]) -> None:
@@ -258,12 +258,12 @@ def _check(root: Path, lock: Lock) -> None:
 def write_sources(root: Path, lock: Lock, keyrings: Sequence[str]) -> None:
     """Tell the root's apt where its packages came from. `keyrings` are the distribution's; those that the root has
     vouch for its repositories."""
-    place = root / "etc/apt/sources.list.d"
+    place = resolve_in(root, "/etc/apt/sources.list.d")
     if not place.is_dir():
         return
-    keys = " ".join(path for path in keyrings if (root / path.lstrip("/")).is_file())
+    keys = " ".join(path for path in keyrings if resolve_in(root, path).is_file())
     stanzas = []
     for repo in lock.repositories:
         lines = ["Types: deb", f"URIs: {repo.uri}", f"Suites: {repo.suite}", f"Components: {' '.join(repo.components)}"]
         stanzas.append("\n".join([*lines, *([f"Signed-By: {keys}"] if keys else [])]) + "\n")
-    (place / "vnfs.sources").write_text("\n".join(stanzas))
+    atomic_write(place / "vnfs.sources", "\n".join(stanzas).encode())

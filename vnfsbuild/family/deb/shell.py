@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from vnfsbuild.host.fs import atomic_write, make_directory
+from vnfsbuild.host.fs import atomic_write, make_directory, resolve_in
 from vnfsbuild.host.sandbox import Bind
 
 _LISTS, _CACHE, _POLICY = "/var/lib/apt/lists", "/var/cache/apt", "/usr/sbin/policy-rc.d"
@@ -29,7 +29,7 @@ def binds(root: Path, cache: Path) -> tuple[Bind, ...]:
     make_directory(downloads / "archives/partial")
     atomic_write(downloads / "vnfs.conf", _CONFIGURATION)
     wanted = ((lists, _LISTS), (downloads, _CACHE))
-    return tuple(Bind(source, target) for source, target in wanted if Path(f"{root}{target}").is_dir())
+    return tuple(Bind(source, target) for source, target in wanted if resolve_in(root, target).is_dir())
 
 
 def environment(shown: Sequence[Bind]) -> dict[str, str]:
@@ -57,13 +57,14 @@ def updated(cache: Path) -> None:
 @contextmanager
 def no_daemons(root: Path) -> Iterator[None]:
     """While the context lasts, maintainer scripts inside `root` are told not to start anything."""
-    policy = Path(f"{root}{_POLICY}")
-    if policy.exists() or policy.is_symlink() or not policy.parent.is_dir():
+    policy = _inside(root, _POLICY)
+    if os.path.lexists(policy) or not policy.parent.is_dir():
         yield
         return
     before = (policy.parent.stat(), _names(policy.parent))
-    policy.write_bytes(_NO_DAEMONS)
-    policy.chmod(0o755)
+    with open(policy, "xb") as out:
+        os.fchmod(out.fileno(), 0o755)
+        out.write(_NO_DAEMONS)
     try:
         yield
     finally:
@@ -75,16 +76,16 @@ def no_daemons(root: Path) -> Iterator[None]:
 @contextmanager
 def resolver(root: Path) -> Iterator[None]:
     """While the context lasts there is an /etc/resolv.conf, over which the sandbox lays the host's."""
-    file = Path(f"{root}/etc/resolv.conf")
-    if file.exists() or file.is_symlink() or not file.parent.is_dir():
+    file = _inside(root, "/etc/resolv.conf")
+    if os.path.lexists(file) or not file.parent.is_dir():
         yield
         return
     before = (file.parent.stat(), _names(file.parent))
-    file.touch()
+    file.touch(exist_ok=False)
     try:
         yield
     finally:
-        if file.is_file() and file.stat().st_size == 0:
+        if file.is_file() and not file.is_symlink() and file.stat().st_size == 0:
             file.unlink()
         if _names(file.parent) == before[1]:
             os.utime(file.parent, ns=(before[0].st_atime_ns, before[0].st_mtime_ns))
@@ -92,9 +93,15 @@ def resolver(root: Path) -> Iterator[None]:
 
 def sweep(root: Path) -> None:
     """Remove what a killed `no_daemons` left behind, and nothing that somebody else wrote."""
-    policy = Path(f"{root}{_POLICY}")
+    policy = _inside(root, _POLICY)
     if policy.is_file() and not policy.is_symlink() and policy.read_bytes() == _NO_DAEMONS:
         policy.unlink()
+
+
+def _inside(root: Path, path: str) -> Path:
+    """`path` of the root, whose directories may be links that a stranger made."""
+    above, _, name = path.rpartition("/")
+    return resolve_in(root, above) / name
 
 
 def _names(directory: Path) -> list[tuple[str, int]]:
