@@ -39,7 +39,7 @@ def check_digest(digest: str) -> str:
     return digest
 
 
-def printable(text: str) -> str:
+def one_line(text: str) -> str:
     """Text from a stranger, fit for a terminal: one line of at most 300 characters, without control characters."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:300])
 

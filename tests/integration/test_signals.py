@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.capsules import make_capsule
+from tests.support.program import VNFS
 from tests.support.trees import publish, small_tree
 from vnfsbuild.deliver.edit import mounts
 from vnfsbuild.deliver.transfer.export import write_vnfs
@@ -25,7 +25,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 def _start(store: Store, *words: str) -> subprocess.Popen[bytes]:
     env = os.environ | {"VNFS_STORE": str(store.root)}
     env |= {"VNFS_WORK": str(store.root.parent / "work"), "VNFS_CACHE": str(store.root.parent / "cache")}
-    argv = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()", *words]
+    argv = [*VNFS, *words]
     return subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 

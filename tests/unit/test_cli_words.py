@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.program import VNFS
 from vnfsbuild.cli.common import printable
 
 
@@ -31,7 +31,7 @@ def test_strangers_words_do_not_reach_the_terminal_as_they_are(text: str, shown:
 def test_an_error_with_control_characters_and_odd_bytes_is_printed(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_bytes(b'name = "x"\n"\\u001b[31mred" = 1\n')
-    argv = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()", "lock", recipe]
+    argv = [*VNFS, "lock", recipe]
     done = subprocess.run(argv, capture_output=True, check=False, timeout=30)
     assert done.returncode == 1
     assert b"red" in done.stderr
@@ -39,6 +39,6 @@ def test_an_error_with_control_characters_and_odd_bytes_is_printed(tmp_path: Pat
 
 
 def test_a_place_that_may_not_be_read_is_an_error_in_words(tmp_path: Path) -> None:
-    argv = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()", "--store", "/proc/self/mem", "list"]
+    argv = [*VNFS, "--store", "/proc/self/mem", "list"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30, cwd=tmp_path)
     assert "Traceback" not in done.stderr

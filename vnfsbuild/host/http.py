@@ -8,7 +8,7 @@ import random
 import requests
 
 from vnfsbuild import __version__
-from vnfsbuild.model import printable
+from vnfsbuild.model import one_line
 
 # Answers after which the same request may succeed: RFC 9110 (408, 500, 502, 503, 504), RFC 8470 (425), RFC 6585 (429).
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -33,4 +33,4 @@ def reason(error: BaseException) -> str:
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
     inner = getattr(error, "reason", None)
-    return printable(str(inner if isinstance(inner, BaseException) else error) or type(error).__name__)
+    return one_line(str(inner if isinstance(inner, BaseException) else error) or type(error).__name__)

@@ -16,7 +16,7 @@ from typing import IO
 from vnfsbuild.deliver.transfer import layout
 from vnfsbuild.deliver.transfer.intake import Offer, admission, check_config, enter
 from vnfsbuild.errors import TrustError, UsageError
-from vnfsbuild.model import Blob, check_digest, printable
+from vnfsbuild.model import Blob, check_digest, one_line
 from vnfsbuild.progress import Monitor, Step
 from vnfsbuild.store.capsules import INDEX_NAME, LAYOUT, LAYOUT_NAME, MANIFEST, REF_NAME, Capsule, Store
 from vnfsbuild.store.cas import CHUNK
@@ -43,7 +43,7 @@ def read_vnfs(store: Store, source: IO[bytes], *, name: str | None = None, monit
         raise TrustError(f"the manifest in the file is not {manifest.digest}", _HINT)
     total = sum(blob.size for blob in offer.blobs)
     with (
-        monitor.step(f"import {printable(reference)}", total=total, unit="bytes") as step,
+        monitor.step(f"import {one_line(reference)}", total=total, unit="bytes") as step,
         admission(store, offer, resumable=False),
     ):
         for blob in offer.blobs:
@@ -51,7 +51,7 @@ def read_vnfs(store: Store, source: IO[bytes], *, name: str | None = None, monit
             if blob == offer.config:
                 said = offer.capsule(check_config(store, offer, name=name)).reference
                 if said != reference:
-                    raise TrustError(f"the file says it holds {printable(reference)}, but it is {said}", _HINT)
+                    raise TrustError(f"the file says it holds {one_line(reference)}, but it is {said}", _HINT)
         archive.finish()
         return enter(store, offer, name=name)
 
@@ -115,7 +115,7 @@ class _Archive:
         except (tarfile.TarError, ValueError) as error:
             raise TrustError(f"this is not a .vnfs file: where {name} should begin is no tar header", _HINT) from error
         if member.type != tarfile.REGTYPE or member.name != name:
-            raise TrustError(f"the file has {printable(member.name)} (type {member.type!r}) instead of {name}", _HINT)
+            raise TrustError(f"the file has {one_line(member.name)} (type {member.type!r}) instead of {name}", _HINT)
         if member.size < 0 or (size is not None and member.size != size):
             raise TrustError(f"{name} in the file is {member.size} bytes long, not {size}", _HINT)
         return member.size

@@ -17,7 +17,7 @@ import requests
 from vnfsbuild.deliver.transfer.remote import Remote
 from vnfsbuild.deliver.transfer.transport import Http, bare, read_bounded, stream
 from vnfsbuild.errors import NetworkError, NotFound, TrustError, VnfsError
-from vnfsbuild.model import Blob, printable
+from vnfsbuild.model import Blob, one_line
 from vnfsbuild.store.capsules import MANIFEST
 from vnfsbuild.store.cas import digest_of
 
@@ -78,7 +78,7 @@ class Repository:
         for digest in promised:
             if digest != digest_of(data):
                 raise TrustError(
-                    f"{self.remote}: what the registry sent is {digest_of(data)}, not {printable(str(digest))}",
+                    f"{self.remote}: what the registry sent is {digest_of(data)}, not {one_line(str(digest))}",
                     "the registry is damaged, or something between it and us changes bytes; nothing was stored",
                 )
         return data
@@ -91,7 +91,7 @@ class Repository:
         response.close()
         digest = response.headers.get("Docker-Content-Digest")
         if digest and digest != digest_of(data):
-            raise TrustError(f"{url}: the registry stored {printable(digest)}, not {digest_of(data)}")
+            raise TrustError(f"{url}: the registry stored {one_line(digest)}, not {digest_of(data)}")
 
     # ---- blobs
 
@@ -122,7 +122,7 @@ class Repository:
         said = response.headers.get("Content-Range", "")
         match = _RANGE.match(said)
         if not match or (int(match[1]), int(match[3])) != (offset, blob.size):
-            raise TrustError(f"{self._blob(blob)}: asked from byte {offset} on, got {printable(said)!r}")
+            raise TrustError(f"{self._blob(blob)}: asked from byte {offset} on, got {one_line(said)!r}")
         return offset
 
     def _bounded(self, response: requests.Response, blob: Blob, start: int) -> Iterator[bytes]:
@@ -233,7 +233,7 @@ class Repository:
         except ValueError:
             downgraded = True
         if not said or (downgraded and urlsplit(self._root).scheme == "https"):
-            raise TrustError(f"{self._root}: the registry sends an upload to {printable(said)!r}: no safe address")
+            raise TrustError(f"{self._root}: the registry sends an upload to {one_line(said)!r}: no safe address")
         return following
 
     def _blob(self, blob: Blob) -> str:

@@ -21,7 +21,7 @@ from requests.auth import AuthBase
 from vnfsbuild.deliver.transfer.remote import Credentials
 from vnfsbuild.errors import NetworkError, NotFound, TrustError, VnfsError
 from vnfsbuild.host.http import TRANSIENT, backoff, reason, session
-from vnfsbuild.model import printable
+from vnfsbuild.model import one_line
 
 _TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -148,7 +148,7 @@ class Http:
         except ValueError:
             scheme = ""
         if not target or scheme not in {"http", "https"} or (scheme == "http" and urlsplit(url).scheme == "https"):
-            raise TrustError(f"{bare(url)} redirects to {printable(target)!r}, which is no safe address")
+            raise TrustError(f"{bare(url)} redirects to {one_line(target)!r}, which is no safe address")
         return following
 
     def _once(
@@ -199,7 +199,7 @@ class Http:
         realm = parameters.get("realm", "")
         scheme = urlsplit(realm).scheme
         if scheme not in {"http", "https"} or (scheme == "http" and urlsplit(self.base).scheme == "https"):
-            raise TrustError(f"{self.base} sends us for a token to {printable(realm)!r}, which is no safe address")
+            raise TrustError(f"{self.base} sends us for a token to {one_line(realm)!r}, which is no safe address")
         query = {key: parameters[key] for key in ("service", "scope") if key in parameters}
         url = requests.Request("GET", realm, params=query).prepare().url or realm
         response = self._once("GET", url, {}, None, self._credentials.basic if self._credentials else "")
@@ -241,7 +241,7 @@ def stream(response: requests.Response, size: int) -> Iterator[bytes]:
 
 def bare(url: str) -> str:
     """An address as it may be shown: its query can carry what lets others in."""
-    return printable(url.partition("?")[0])
+    return one_line(url.partition("?")[0])
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:
@@ -264,7 +264,7 @@ def _refusal(method: str, url: str, response: requests.Response) -> VnfsError:
     said = ""
     with suppress(VnfsError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
         first = json.loads(read_bounded(response, 1 << 16))["errors"][0]
-        said = f" ({printable(str(first.get('code')))}: {printable(str(first.get('message')))})"
+        said = f" ({one_line(str(first.get('code')))}: {one_line(str(first.get('message')))})"
     text = f"{method} {bare(url)}: the registry answers {response.status_code}{said}"
     if response.status_code == 404:
         return NotFound(text, "check the name; a registry may also hide what needs credentials")
