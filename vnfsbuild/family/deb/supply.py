@@ -20,6 +20,7 @@ from vnfsbuild.model import Blob
 from vnfsbuild.progress import Monitor
 
 _NICENESS = 10
+_POLL = 0.1
 
 
 # A package this large takes one core as long as all the others take together: it must not be the last to begin.
@@ -46,7 +47,7 @@ class Supply:
         self._named: dict[str, list[LockedPackage]] = {}
         for package in lock.packages:
             self._named.setdefault(package.sha256, []).append(package)
-        self._todo: queue.PriorityQueue[tuple[int, str, LockedPackage | None, Path]] = queue.PriorityQueue()
+        self._todo: queue.PriorityQueue[tuple[int, str, Path]] = queue.PriorityQueue()
         self._changed = threading.Condition()
         self._stanzas: dict[str, str] = {}
         self._ready: set[str] = set()
@@ -70,19 +71,19 @@ class Supply:
     @contextlib.contextmanager
     def running(self, download: Download, monitor: Monitor) -> Iterator[Supply]:
         """Fetch and uncompress in the background while the context lasts. Leaving it early stops both."""
-        threads = [threading.Thread(target=self._guarded, args=(self._fetch, download, monitor), name="fetch")]
         crew = range(os.cpu_count() or 1)
-        threads += [threading.Thread(target=self._guarded, args=(self._work,), name=f"unxz-{n}") for n in crew]
-        for thread in threads:
-            thread.start()
+        # Daemons: an interrupt that strikes between two lines here must not leave the program waiting for them.
+        threads = [threading.Thread(target=self._guarded, args=(self._fetch, download, monitor), daemon=True)]
+        threads += [threading.Thread(target=self._guarded, args=(self._work,), daemon=True) for _ in crew]
         try:
+            for thread in threads:
+                thread.start()
             yield self
         finally:
             self._stop.set()
-            for _ in crew:
-                self._todo.put((-1, "", None, Path()))
             for thread in threads:
-                thread.join()
+                if thread.ident is not None:
+                    thread.join()
 
     def _until(self, condition: Callable[[], bool]) -> None:
         with self._changed:
@@ -120,7 +121,7 @@ class Supply:
                 with self._changed:
                     self._stanzas[package.name] = stanza
                     self._changed.notify_all()
-                self._todo.put((_rank(package), package.name, package, path))
+                self._todo.put((_rank(package), package.name, path))
 
         for essential in (True, False):
             some = [item for item in self.lock.packages if item.essential is essential]
@@ -130,10 +131,11 @@ class Supply:
     def _work(self) -> None:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-        for _ in range(len(self.lock.packages)):
-            _, name, package, path = self._todo.get()
-            if package is None or self._stop.is_set():
-                return
+        while not self._stop.is_set():
+            try:
+                _, name, path = self._todo.get(timeout=_POLL)
+            except queue.Empty:
+                continue
             uncompress(path, self.path(name))
             with self._changed:
                 self._ready.add(name)
