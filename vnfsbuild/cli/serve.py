@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 import click
@@ -126,7 +124,6 @@ def boot_command(
     keys = read_keys(ssh_keys)
     hardware = Hardware(memory=memory, cpus=cpus, ssh_port=ssh_port, accel=accel)
     with ExitStack() as stack:
-        stack.enter_context(_terminated_as_interrupted())
         sinks: tuple[IO[bytes], ...] = (sys.stderr.buffer if app.json else sys.stdout.buffer,)
         if console:
             sinks = (stack.enter_context(console.open("wb")),)
@@ -154,20 +151,6 @@ def _ready(app: App, capsule: Capsule, guest: Guest) -> None:
     }
     app.emit(record, f"\n{capsule.reference} is up after {seconds} s; ssh -p {guest.ssh_port} root@127.0.0.1")
     sys.stdout.flush()
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM unwinds like Ctrl-C, so that machine and server end with us."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager
