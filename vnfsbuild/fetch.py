@@ -249,7 +249,7 @@ class _Job:
         except TrustError as error:
             part.truncate(0)
             raise TrustError(
-                f"{url} is not what was promised: {error.message.removeprefix(str(path)).strip()}",
+                f"{url} is not what was promised: it {error.message.removeprefix(str(path)).strip()}",
                 "the mirror is out of step, damaged or tampered with: use another, or lock again",
             ) from error
 
@@ -447,6 +447,10 @@ def _cause(error: BaseException) -> str:
         )
         if isinstance(inner, BaseException):
             error = inner
+    behind = error.__cause__ or error.__context__
+    if isinstance(behind, OSError) and behind.strerror:
+        # urllib3 wraps the kernel's words into its own, with class names.
+        return behind.strerror
     text = str(error).rpartition(": ")[2] if "object at 0x" in str(error) else str(error)
     return text or type(error).__name__
 
