@@ -9,14 +9,17 @@ import errno
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import click
 
 from vnfsbuild import __version__
-from vnfsbuild.cli.common import App
-from vnfsbuild.errors import NoSpace, VnfsError
+from vnfsbuild.cli.common import App, Interrupted
+from vnfsbuild.errors import HostError, NoSpace, UsageError, VnfsError
 
 # Command to (module, one line of help). The function in the module has the command's name.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -78,41 +81,70 @@ def vnfs(ctx: click.Context, store: Path | None, cache: Path | None, work: Path 
 def main(argv: list[str] | None = None) -> None:
     """Run a command and exit: 0 ok, 1 failed, 2 wrong usage, 3 answered no, 130 interrupted."""
     words = sys.argv[1:] if argv is None else argv
+    own = words[: words.index("--")] if "--" in words else words
+    _unwind_when_ended()
     try:
         code = vnfs.main(args=words, prog_name="vnfs", standalone_mode=False)
         _leave(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as leave:
         _leave(leave.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("vnfs: interrupted; everything is as it was", err=True)
-        _leave(130)
+        _leave(_report(Interrupted("interrupted; everything is as it was"), as_json="--json" in own))
     except click.ClickException as error:
+        if "--json" in own:
+            _leave(_report(UsageError(error.format_message(), _usage_hint(error)), as_json=True))
         error.show()
         _leave(error.exit_code)
     except VnfsError as error:
-        _report(error, as_json="--json" in words)
-        _leave(error.exit_code)
+        _leave(_report(error, as_json="--json" in own))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(1)
     except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+        if "VNFS_DEBUG" in os.environ:
             raise
-        full = NoSpace(f"no space left on the device{f' of {error.filename}' if error.filename else ''}", "free some")
-        _report(full, as_json="--json" in words)
-        _leave(1)
+        _leave(_report(_explained(error), as_json="--json" in own))
 
 
-def _report(error: VnfsError, *, as_json: bool) -> None:
+def _unwind_when_ended() -> None:
+    """kill, and a terminal that is gone, end us as Ctrl-C does: cleaning up."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup's wish is respected
+            signal.signal(number, interrupt)
+
+
+def _usage_hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path} --help" if context else "vnfs --help"
+
+
+def _explained(error: OSError) -> VnfsError:
+    """What the kernel refused, in a sentence that names the file."""
+    where = f" {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return NoSpace(f"no space left on the device{f' of{where}' if where else ''}", "free some")
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return HostError(f"may not use{where or ' what it needs'}", "run it as root, or as the owner of that file")
+    said = error.strerror or str(error) or type(error).__name__
+    return HostError(f"cannot use{where}: {said}" if where else said, "VNFS_DEBUG=1 shows where in vnfs this happened")
+
+
+def _report(error: VnfsError, *, as_json: bool) -> int:
+    """Say what went wrong, and return the exit code."""
     if as_json:
         record = {"ref": error.ref, "message": error.message, "hint": error.hint}
         click.echo(json.dumps({"error": record}))
-        return
+        return error.exit_code
     click.echo(f"vnfs: {error.message}", err=True)
     if error.hint:
         click.echo(f"  {error.hint}", err=True)
+    return error.exit_code
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.exit(code)
