@@ -21,6 +21,8 @@ from vnfsbuild import __version__
 from vnfsbuild.cli.common import App, Interrupted
 from vnfsbuild.errors import HostError, NoSpace, UsageError, VnfsError
 
+SPACE_HINT = "free some, or point VNFS_STORE, VNFS_CACHE or VNFS_WORK elsewhere"
+
 # Command to (module, one line of help). The function in the module has the command's name.
 COMMANDS: dict[str, tuple[str, str]] = {
     "lock": ("build", "resolve a recipe and write its lock"),
@@ -126,7 +128,7 @@ def _explained(error: OSError) -> VnfsError:
     """What the kernel refused, in a sentence that names the file."""
     where = f" {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes | os.PathLike) else ""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return NoSpace(f"no space left on the device{f' of{where}' if where else ''}", "free some")
+        return NoSpace(f"no space left on the device{f' of{where}' if where else ''}", SPACE_HINT)
     if error.errno in {errno.EACCES, errno.EPERM}:
         return HostError(f"may not use{where or ' what it needs'}", "run it as root, or as the owner of that file")
     said = error.strerror or str(error) or type(error).__name__

@@ -38,10 +38,13 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
-    """Write a file that appears complete, durable and under its name, or not at all."""
+    """Write a file that appears complete, durable and under its name, or not at all. Raises NoSpace."""
     temporary = path.with_name(f".{path.name}.{os.urandom(6).hex()}")
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as out:
+        with (
+            space_errors(path),
+            open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as out,
+        ):
             yield out
             out.flush()
             os.fchmod(out.fileno(), mode)
