@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import errno
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vnfsbuild import family, hooks, lockfile, recipe
-from vnfsbuild.errors import LockStale, VnfsError
+from vnfsbuild.errors import HostError, LockStale, NotFound, RecipeError, ResolveError, UsageError, VnfsError
 from vnfsbuild.family import Family
 from vnfsbuild.fetch import Downloader
 from vnfsbuild.format import squashfs
@@ -30,6 +31,11 @@ from vnfsbuild.store.cas import hash_file
 # and the packed layer together (measured: 12 to 14 on Debian).
 _MEMORY_FACTOR = 14
 _MEMORY_SPARE = 2 << 30
+
+WITHOUT_ROOT = (
+    "run it with sudo; without root these work: lock, list, show, history, diff, verify, export, import, push, pull, "
+    "serve, boot, status"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +65,20 @@ class Report:
 def load(path: Path, tools: Tools) -> Recipe:
     """Read a recipe; what it extends is also looked for among the recipes that come with vnfs."""
     wanted = recipe.load(path, search=[tools.data("recipes")])
+    try:
+        family.release(wanted.distro.id, wanted.distro.suite)
+    except UsageError as error:
+        raise RecipeError(f"{wanted.path}: distro: {error.message}", error.hint) from error
     return replace(wanted, distro=replace(wanted.distro, mirror=tools.mirror)) if tools.mirror else wanted
 
 
-def lock(wanted: Recipe, tools: Tools, *, update: bool = False, locked: bool = False) -> Lock:
-    """The lock of a recipe: the one beside it when it still fits, else resolved anew and written there.
+def lock(wanted: Recipe, tools: Tools, *, update: bool = False, locked: bool = False, must_write: bool = True) -> Lock:
+    """The lock of a recipe: the one at `lock_path` when it still fits, else resolved anew and written there.
 
-    `update` resolves in any case. With `locked` a missing or stale lock raises LockStale.
+    `update` resolves in any case. With `locked` a missing or stale lock raises LockStale. A new lock that
+    cannot be written raises HostError, or with `must_write` false is only noted.
     """
-    path = lockfile.path_for(wanted.path)
+    path = lock_path(wanted, tools)
     held = None if update else lockfile.read(path)
     if held and held.inputs == wanted.inputs:
         return held
@@ -75,14 +86,32 @@ def lock(wanted: Recipe, tools: Tools, *, update: bool = False, locked: bool = F
         state = "does not fit the recipe any more" if held else "is missing"
         raise LockStale(f"the lock {path} {state}", f"vnfs lock {wanted.path}")
     with tools.monitor.step("resolve"):
-        fresh = family.get(wanted.distro.id).resolve(
-            wanted, fetcher=Downloader(tools.cache), mirrors=tools.mirrors, monitor=tools.monitor
-        )
+        try:
+            fresh = family.get(wanted.distro.id).resolve(
+                wanted, fetcher=Downloader(tools.cache), mirrors=tools.mirrors, monitor=tools.monitor
+            )
+        except ResolveError as error:
+            raise ResolveError(f"{wanted.path}: {error.message}", error.hint) from error
     try:
-        fs.atomic_write(path, lockfile.dump(fresh).encode())
+        fs.atomic_write(fs.make_directory(path.parent) / path.name, lockfile.dump(fresh).encode())
     except OSError as error:
-        tools.monitor.note(f"the lock could not be written beside the recipe ({error.strerror}); it holds for this run")
+        if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise
+        if must_write:
+            raise HostError(
+                f"cannot write the lock {path}: {error.strerror}", "copy the recipe to a directory where you may write"
+            ) from error
+        tools.monitor.note(f"the lock {path} cannot be written ({error.strerror}); it holds for this run")
     return fresh
+
+
+def lock_path(wanted: Recipe, tools: Tools) -> Path:
+    """Where the lock of a recipe lies: beside it, or in the store where the recipe was installed with vnfs (nothing is
+    written among a program's own files)."""
+    beside = lockfile.path_for(wanted.path)
+    if beside.resolve().is_relative_to(Path(__file__).parent):
+        return tools.store.root / "locks" / beside.name
+    return beside
 
 
 def build(
@@ -93,13 +122,16 @@ def build(
     Everything happens in scratch space of its own; the store changes only by the last step. With `keep_failed` the
     root of a failed build is copied to that directory before the scratch space goes.
     """
-    require_root("vnfs build", "without root these work: lock, list, show, diff, verify, export, import, push, pull")
+    require_root("vnfs build", WITHOUT_ROOT)
     wanted = load(path, tools)
     with fs.work_directory(tools.work, "build") as work:
         scratch = fs.make_directory(work / "hooks")
-        profile = policy.profile(wanted.state.profile, tools.data("capsules"))
+        try:
+            profile = policy.profile(wanted.state.profile, tools.data("capsules"))
+        except NotFound as error:
+            raise RecipeError(f"{wanted.path}: state.profile: {error.message}", error.hint) from error
         found = hooks.find(wanted.hooks, recipe=wanted.path, search=[tools.data("hooks")], scratch=scratch)
-        held = lock(wanted, tools, locked=locked)
+        held = lock(wanted, tools, locked=locked, must_write=False)
         with _space(work, held, tools.monitor) as space, fs.space_errors(space):
             root = fs.make_directory(space / "root")
             try:
@@ -252,6 +284,8 @@ def _publish(
     )
     kernel, ramdisk = _take(store, packed.kernel), _take(store, packed.initrd)
     if newest and (newest.kernel, newest.initrd) == (kernel, ramdisk) and _says_the_same(newest.config, config):
+        if tag:
+            store.tag(newest, tag)
         return Report(newest, fresh=False, losses=packed.losses)
     capsule = store.publish(
         config,

@@ -165,13 +165,20 @@ def _load(path: Path, search: tuple[Path, ...], chain: tuple[Path, ...]) -> dict
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: is not UTF-8 text: {error}") from error
     except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: {error}") from error
+        raise RecipeError(_syntax(path, str(error))) from error
     _check(own, _SCHEMA, path, text, ())
+    _check_values(own, path, text)
     _anchor(own, path.parent)
     merged: dict[str, Any] = {}
     for word in own.pop("extends", ()):
         merged = _merge(merged, _load(_find(word, path, search, text), search, (*chain, path)))
     return _merge(merged, own)
+
+
+def _syntax(path: Path, message: str) -> str:
+    """What the TOML reader says ends in "(at line 3, column 1)"; we name lines as everywhere else."""
+    said = re.fullmatch(r"(.*) \(at line (\d+), column (\d+)\)", message, re.DOTALL)
+    return f"{path}:{said[2]}: not TOML: {said[1]} (column {said[3]})" if said else f"{path}: not TOML: {message}"
 
 
 def _find(word: str, path: Path, search: tuple[Path, ...], text: str) -> Path:
@@ -183,8 +190,8 @@ def _find(word: str, path: Path, search: tuple[Path, ...], text: str) -> Path:
     raise RecipeError(f"{path}:{_line(text, ('extends',))}: extends {word}, which is not there", f"looked at: {where}")
 
 
-def _check(value: Any, schema: Any, path: Path, text: str, keys: tuple[str, ...]) -> None:
-    where = f"{path}:{_line(text, keys)}"
+def _check(value: Any, schema: Any, path: Path, text: str, keys: tuple[str, ...], nth: int = 0) -> None:
+    where = f"{path}:{_line(text, keys, nth)}"
     label = ".".join(keys)
     if isinstance(schema, dict):
         if not isinstance(value, dict):
@@ -193,19 +200,56 @@ def _check(value: Any, schema: Any, path: Path, text: str, keys: tuple[str, ...]
             if key not in schema and "*" not in schema:
                 near = difflib.get_close_matches(key, schema, 1)
                 hint = f"did you mean {near[0]}?" if near else f"keys here: {', '.join(schema)}"
-                raise RecipeError(f"{path}:{_line(text, (*keys, key))}: unknown key {'.'.join((*keys, key))}", hint)
-            _check(inner, schema.get(key, schema.get("*")), path, text, (*keys, key))
+                line = _line(text, (*keys, key), nth)
+                raise RecipeError(f"{path}:{line}: unknown key {'.'.join((*keys, key))}", hint)
+            _check(inner, schema.get(key, schema.get("*")), path, text, (*keys, key), nth)
     elif isinstance(schema, list):
         if not isinstance(value, list):
             raise RecipeError(f"{where}: {label} must be an array of tables ([[{label}]]), not {_kind(value)}")
-        for item in value:
-            _check(item, schema[0], path, text, keys)
+        for number, item in enumerate(value):
+            _check(item, schema[0], path, text, keys, number)
     elif isinstance(schema, tuple):
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise RecipeError(f"{where}: {label} must be a list of strings")
     elif type(value) is not schema:
         names = {str: "a string", bool: "true or false"}
         raise RecipeError(f"{where}: {label} must be {names[schema]}, not {_kind(value)}")
+
+
+def _check_values(own: Mapping[str, Any], path: Path, text: str) -> None:
+    """What types alone do not say, checked in the file that says it."""
+
+    def wrong(keys: tuple[str, ...], message: str, hint: str = "", nth: int = 0) -> RecipeError:
+        return RecipeError(f"{path}:{_line(text, keys, nth)}: {message}", hint)
+
+    if "name" in own:
+        try:
+            check_name(own["name"])
+        except UsageError as error:
+            raise wrong(("name",), f"name: {error.message}", error.hint) from error
+    for number, hook in enumerate(own.get("hook", ())):
+        if hook.get("phase") not in list(Phase):
+            said = repr(hook["phase"]) if "phase" in hook else "missing"
+            raise wrong(("hook", "phase"), f"hook.phase is {said}", f"phases: {', '.join(Phase)}", number)
+        if bool(hook.get("run")) == bool(hook.get("script", "").strip()):
+            message = "a [[hook]] needs run (a file under hooks/) or script (its text), and not both"
+            raise wrong(("hook", "run"), message, nth=number)
+    for number, repo in enumerate(own.get("repo", ())):
+        missing = [key for key in ("uri", "suite", "components", "key") if not repo.get(key)]
+        if missing:
+            hint = "key is the file with the key that signs it"
+            raise wrong(("repo", missing[0]), f"a [[repo]] lacks {', '.join(missing)}", hint, number)
+        if not (path.parent / repo["key"]).is_file():
+            raise wrong(("repo", "key"), f"repo.key names {repo['key']}, and no file is there", nth=number)
+    mode = own.get("state", {}).get("mode", "stateless")
+    if mode != "stateless":
+        raise wrong(("state", "mode"), f"state.mode is {mode!r}", "this version of vnfs builds stateless capsules")
+    size = own.get("budget", {}).get("size", "0")
+    if not _SIZE.fullmatch(size):
+        raise wrong(("budget", "size"), f"budget.size is {size!r}", "write a number with K, M or G behind it: 400M")
+    for item in own.get("files", {}).get("copy", ()):
+        if not item.startswith("-") and not (path.parent / item).is_dir():
+            raise wrong(("files", "copy"), f"files.copy names {item}, which is not a directory")
 
 
 def _kind(value: object) -> str:
@@ -220,18 +264,19 @@ def _kind(value: object) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
-def _line(text: str, keys: tuple[str, ...]) -> int:
-    """The line that says `keys`: the key itself, below the header of its table if there is one. TOML readers in the
-    standard library do not tell, so this looks for it; at worst it names the table."""
+def _line(text: str, keys: tuple[str, ...], nth: int = 0) -> int:
+    """The line that says `keys`: the key itself, below the header of its table (the `nth` of that name), if it has one.
+    TOML readers in the standard library do not tell, so this looks for it; at worst it names the table."""
     if not keys:
         return 1
     lines = text.splitlines()
     start, found = 0, 1
     for depth in range(len(keys) - 1, 0, -1):
         header = re.compile(r"\s*\[\[?\s*" + r"\s*\.\s*".join(re.escape(key) for key in keys[:depth]) + r"\s*\]")
-        match = next((number for number, line in enumerate(lines) if header.match(line)), None)
-        if match is not None:
-            start, found = match, match + 1
+        matches = [number for number, line in enumerate(lines) if header.match(line)]
+        if matches:
+            start = matches[min(nth, len(matches) - 1)]
+            found = start + 1
             break
     last = re.escape(keys[-1])
     wanted = re.compile(rf'\s*\[*\s*(?:[\w.-]+\.)?"?{last}"?\s*(?:=|\])|.*[{{,]\s*{last}\s*=')
@@ -302,12 +347,12 @@ def _build(path: Path, merged: dict[str, Any]) -> Recipe:
         packages=tuple(include),
         recommends=packages.get("recommends", False),
         local=tuple(file for pattern in packages.get("local", ()) for file in _expand(path, pattern)),
-        repos=tuple(_repo(path, repo) for repo in merged.get("repo", ())),
-        hooks=tuple(_hook(path, hook) for hook in merged.get("hook", ())),
-        files=tuple(_tree(path, item) for item in merged.get("files", {}).get("copy", ())),
-        state=_state(path, merged.get("state", {})),
+        repos=tuple(_frozen(Repo, repo) for repo in merged.get("repo", ())),
+        hooks=tuple(_hook(hook) for hook in merged.get("hook", ())),
+        files=tuple(Path(item) for item in merged.get("files", {}).get("copy", ())),
+        state=_frozen(State, merged.get("state", {})),
         boot=_frozen(Boot, merged.get("boot", {})),
-        budget=_size(path, merged.get("budget", {}).get("size")),
+        budget=_size(merged.get("budget", {}).get("size")),
     )
 
 
@@ -325,33 +370,11 @@ def _distro(path: Path, record: Mapping[str, Any]) -> Distro:
     return distro
 
 
-def _repo(path: Path, record: Mapping[str, Any]) -> Repo:
-    missing = [key for key in ("uri", "suite", "components", "key") if not record.get(key)]
-    if missing:
-        raise RecipeError(
-            f"{path}: a [[repo]] lacks {', '.join(missing)}", "key is the file with the key that signs it"
-        )
-    repo: Repo = _frozen(Repo, record)
-    return repo
-
-
-def _hook(path: Path, record: Mapping[str, Any]) -> Hook:
-    try:
-        phase = Phase(record.get("phase", ""))
-    except ValueError:
-        words = ", ".join(Phase)
-        raise RecipeError(f"{path}: hook.phase is {record.get('phase', 'missing')!r}", f"phases: {words}") from None
-    if bool(record.get("run")) == bool(record.get("script", "").strip()):
-        raise RecipeError(f"{path}: a [[hook]] needs run (a file under hooks/) or script (its text), and not both")
+def _hook(record: Mapping[str, Any]) -> Hook:
     env = tuple(sorted(record.get("env", {}).items()))
-    return Hook(phase, record.get("run", ""), record.get("script", ""), env, record.get("network", False))
-
-
-def _state(path: Path, record: Mapping[str, Any]) -> State:
-    state: State = _frozen(State, record)
-    if state.mode != "stateless":
-        raise RecipeError(f"{path}: state.mode is {state.mode!r}", "this version of vnfs builds stateless capsules")
-    return state
+    return Hook(
+        Phase(record["phase"]), record.get("run", ""), record.get("script", ""), env, record.get("network", False)
+    )
 
 
 def _expand(path: Path, pattern: str) -> list[Path]:
@@ -362,19 +385,10 @@ def _expand(path: Path, pattern: str) -> list[Path]:
     return found
 
 
-def _tree(path: Path, item: str) -> Path:
-    if not Path(item).is_dir():
-        raise RecipeError(f"{path}: files.copy names {item}, which is not a directory")
-    return Path(item)
-
-
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_SIZE = re.compile(r"(\d+)([KMG]?)")
 
 
-def _size(path: Path, text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+)([KMG]?)", text)
-    if not match:
-        raise RecipeError(f"{path}: budget.size is {text!r}", "write a number with K, M or G behind it: 400M")
-    return int(match[1]) * _UNITS[match[2]]
+def _size(text: str | None) -> int | None:
+    match = _SIZE.fullmatch(text or "")
+    return int(match[1]) * _UNITS[match[2]] if match else None

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+import vnfsbuild
 from tests.support.aptrepo import Deb, Signer
 from tests.support.minidistro import INTERRUPT, KILL, RELEASE, Site, mini_site
+from vnfsbuild.config import data_directory
 
 pytestmark = pytest.mark.root
 
@@ -379,3 +385,87 @@ def test_the_scratch_directory_of_a_killed_build_waits_for_nobody(site: Site) ->
     assert list((site.place / "work").iterdir())
     site.json("build", site.recipe(name="other"))
     assert list((site.place / "work").iterdir()) == []
+
+
+def test_a_tag_is_given_to_the_version_that_is_there_when_nothing_changed(site: Site) -> None:
+    path = site.recipe()
+    site.publish()
+    site.run("build", path)
+    report = site.json("build", path, "--tag", "stable")
+    assert report["published"] is False
+    assert site.json("show", "mini:stable")["reference"] == "mini:1"
+    assert site.json("show", "mini")["tags"] == ["stable"]
+
+
+def test_several_recipes_are_answered_by_one_json_document(site: Site) -> None:
+    site.publish()
+    answer = site.json("build", site.recipe(), site.recipe(name="other"))
+    assert [report["reference"] for report in answer] == ["mini:1", "other:1"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_build_that_is_told_to_end_cleans_up(site: Site, number: int) -> None:
+    site.publish()
+    done = site.interrupt("build", site.recipe(), number=number, when=lambda line: "unpack ..." in line)
+    assert done.returncode == 130
+    assert "Traceback" not in done.stderr
+    assert site.is_clean()
+
+
+def test_the_lock_of_an_installed_recipe_lies_in_the_store(site: Site, tmp_path: Path) -> None:
+    package = tmp_path / "site-packages"
+    shutil.copytree(Path(vnfsbuild.__file__).parent, package / "vnfsbuild", ignore=shutil.ignore_patterns("data"))
+    for kind in ("recipes", "hooks", "capsules"):
+        shutil.copytree(
+            data_directory(kind), package / "vnfsbuild/data" / kind, ignore=shutil.ignore_patterns("*.lock")
+        )
+    site.publish()
+    shutil.copy(site.recipe(), package / "vnfsbuild/data/recipes/mini.toml")
+    site.env |= {"PYTHONPATH": str(package), "PYTHONSAFEPATH": "1"}
+    before = sorted((package / "vnfsbuild/data").rglob("*"))
+    answer = site.json("lock", "mini")
+    assert answer["lock"] == str(site.place / "store/locks/mini.lock")
+    assert site.json("lock", "mini", "--check")["digest"] == answer["digest"]
+    assert sorted((package / "vnfsbuild/data").rglob("*")) == before
+
+
+def test_a_lock_that_cannot_be_written_is_an_error_and_a_build_goes_on_without(site: Site) -> None:
+    site.publish()
+    place = site.place / "read-only"
+    place.mkdir()
+    shutil.copy(site.recipe(), place / "mini.toml")
+    subprocess.run(["mount", "--bind", "-o", "ro", place, place], check=True)
+    try:
+        assert "cannot write the lock" in site.run("lock", place / "mini.toml", code=1).stderr
+        assert "holds for this run" in site.run("build", place / "mini.toml").stderr
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_command_inside_a_capsule_ends_with_what_ends_vnfs(site: Site, number: int) -> None:
+    site.publish()
+    site.run("build", site.recipe())
+    site.run("mount", "mini", "--at", site.place / "at")
+    process = subprocess.Popen(
+        site.command("shell", "mini", "--", "sh", "-c", "echo ready; while :; do :; done"),
+        env=site.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        # Ctrl-C goes to the whole foreground group, the others to vnfs alone.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        assert process.wait(10) == (-number if number == signal.SIGKILL else 130)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    while any("process" in item for item in site.leftovers()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    site.run("close", "mini", "--yes")
+    assert not (site.place / "at").exists()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vnfsbuild.errors import Busy, CommandFailed, HostError, ProgramMissing
+from vnfsbuild.errors import Busy, CommandFailed, HostError, NoSpace, ProgramMissing
 from vnfsbuild.host import fs
 from vnfsbuild.host.run import run, started, which
 
@@ -157,3 +157,8 @@ def test_removing_a_tree_does_not_follow_a_link(tmp_path: Path) -> None:
     fs.remove_tree(inside)
     assert (outside / "precious").exists()
     assert not inside.exists()
+
+
+def test_a_full_file_system_is_named_by_what_was_to_be_written() -> None:
+    with pytest.raises(NoSpace, match="where /somewhere lies"), fs.space_errors(Path("/somewhere")):
+        os.write(os.open("/dev/full", os.O_WRONLY), b"x")

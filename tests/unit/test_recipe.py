@@ -119,8 +119,26 @@ def test_a_value_that_cannot_be_is_refused(tmp_path: Path, text: str, message: s
         recipe.load(write(tmp_path, f'extends = ["base.toml"]\n{text}\n'))
 
 
+LINES = [
+    ('[[hook]]\nphase = "post"\nrun = "a"\n[[hook]]\nphase = "later"\nrun = "b"', 6, "hook.phase is 'later'"),
+    ('[[hook]]\nphase = "post"\nrun = "a"\n[[hook]]\nphase = 3\nrun = "b"', 6, "hook.phase must be a string"),
+    ('[state]\nprofile = "stateless"\nmode = "hybrid"', 4, "state.mode"),
+    ('[budget]\nsize = "big"', 3, "budget.size"),
+    ('[[repo]]\nuri = "http://x"\nsuite = "s"\ncomponents = ["c"]\nkey = "none.asc"', 6, "no file is there"),
+    ("[budget", 2, "not TOML"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "message"), LINES)
+def test_a_value_that_cannot_be_is_named_with_its_line(tmp_path: Path, text: str, line: int, message: str) -> None:
+    path = write(tmp_path, f'extends = ["base.toml"]\n{text}\n')
+    with pytest.raises(RecipeError, match=message) as caught:
+        recipe.load(path)
+    assert caught.value.message.startswith(f"{path}:{line}: ")
+
+
 def test_bad_toml_a_name_that_is_none_a_missing_distro_and_a_circle_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="line 1"):
+    with pytest.raises(RecipeError, match=r"compute.toml:1: not TOML"):
         recipe.load(write(tmp_path, "= 1"))
     with pytest.raises(RecipeError, match="capsule name"):
         recipe.load(write(tmp_path, 'name = "Big Name"\nextends = ["base.toml"]'))

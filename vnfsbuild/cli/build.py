@@ -28,11 +28,15 @@ def _tools(app: App, mirror: str | None) -> Tools:
 def _find(recipe: Path) -> Path:
     """A recipe by its path, or by its name among those that come with vnfs."""
     from vnfsbuild.config import data_directory
+    from vnfsbuild.errors import NotFound
 
     if recipe.exists() or recipe.parent != Path():
         return recipe
     packaged = data_directory("recipes") / recipe.with_suffix(".toml")
-    return packaged if packaged.is_file() else recipe
+    if not packaged.is_file():
+        known = ", ".join(sorted(path.stem for path in packaged.parent.glob("*.toml")))
+        raise NotFound(f"there is no recipe {recipe}", f"name a file, or one of those that come with vnfs: {known}")
+    return packaged
 
 
 @command("lock", example="vnfs lock recipes/debian-12-compute.toml\nvnfs lock compute.toml --update")
@@ -41,14 +45,18 @@ def _find(recipe: Path) -> Path:
 @click.option("--check", is_flag=True, help="Change nothing; exit 3 when the lock is missing or stale.")
 @click.option("--mirror", metavar="URI", help="Mirror of the distribution, before every other setting.")
 def lock_command(app: App, recipe: Path, update: bool, check: bool, mirror: str | None) -> None:
-    """Resolve RECIPE from the signed indexes of its repositories and write NAME.lock beside it."""
+    """Resolve RECIPE from the signed indexes of its repositories and write its lock beside it.
+
+    RECIPE is a file, or the name of a recipe that comes with vnfs; the lock of one that was installed with vnfs lies
+    in the store, below locks/.
+    """
     from vnfsbuild import lockfile, pipeline
 
     tools = _tools(app, mirror)
     wanted = pipeline.load(_find(recipe), tools)
-    before = lockfile.read(lockfile.path_for(wanted.path))
+    path = pipeline.lock_path(wanted, tools)
+    before = lockfile.read(path)
     held = pipeline.lock(wanted, tools, update=update, locked=check)
-    path = lockfile.path_for(wanted.path)
     changes = _changes(before, held)
     data = {
         "lock": str(path),
@@ -74,7 +82,7 @@ def _changes(before: Lock | None, after: Lock) -> list[str]:
     return lines
 
 
-@command("build", example="vnfs build recipes/debian-12-compute.toml\nvnfs build compute.toml --locked --tag stable")
+@command("build", example="vnfs build debian-12-compute\nvnfs build compute.toml --locked --tag stable")
 @click.argument("recipes", metavar="RECIPE...", type=RECIPE, nargs=-1, required=True)
 @click.option("--locked", is_flag=True, help="Fail (exit 3) instead of resolving when the lock is missing or stale.")
 @click.option("--tag", help="Also name the new version NAME:TAG.")
@@ -83,22 +91,31 @@ def _changes(before: Lock | None, after: Lock) -> list[str]:
 def build_command(
     app: App, recipes: tuple[Path, ...], locked: bool, tag: str | None, mirror: str | None, keep_failed: Path | None
 ) -> None:
-    """Compile each RECIPE into the next version of its capsule. Needs root."""
+    """Compile each RECIPE into the next version of its capsule. Needs root.
+
+    RECIPE is a file, or the name of a recipe that comes with vnfs. With --json one RECIPE is answered by an object,
+    several by a list of them.
+    """
     from vnfsbuild import pipeline
     from vnfsbuild.host import mount, run
     from vnfsbuild.model import check_tag
 
     if tag:
         check_tag(tag)
-    run.require_root("vnfs build", "without root these work: lock, list, show, diff, export, import, push, pull")
+    run.require_root("vnfs build", pipeline.WITHOUT_ROOT)
     # From here on our mounts are ours alone: the kernel takes them away with this process, however it ends.
     mount.isolate()
     # Nor does the caller's umask reach into the root.
     os.umask(0o022)
     tools = _tools(app, mirror)
+    records = []
     for recipe in recipes:
         report = pipeline.build(_find(recipe), tools, locked=locked, tag=tag, keep_failed=keep_failed)
-        app.emit(_record(report), lambda report=report: _text(report))  # type: ignore[misc]
+        records.append(_record(report))
+        if not app.json:
+            app.emit(None, _text(report))
+    if app.json:
+        app.emit(records[0] if len(records) == 1 else records)
 
 
 def _record(report: Report) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
+from vnfsbuild.errors import VnfsError
+
 if TYPE_CHECKING:
     from vnfsbuild.config import Settings
     from vnfsbuild.errors import VnfsError
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 ANSWERED_NO = 3
+
+
+class Interrupted(VnfsError):
+    """Ctrl-C: the message says what state things are in."""
+
+    ref = "interrupted"
+    exit_code = 130
 
 
 class App:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vnfsbuild.cli.common import App, amount, command, confirm, identity, printable
+from vnfsbuild.cli.common import App, Interrupted, amount, command, confirm, identity, printable
 from vnfsbuild.errors import Conflict
 
 if TYPE_CHECKING:
@@ -60,7 +60,12 @@ def umount_command(app: App, name: str, message: str) -> None:
     from vnfsbuild.deliver.edit.publish import umount
     from vnfsbuild.model import check_name
 
-    outcome = umount(app.store, app.settings.work, check_name(name), message, app.monitor)
+    try:
+        outcome = umount(app.store, app.settings.work, check_name(name), message, app.monitor)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted; the edits are kept", f"vnfs umount {name} publishes them, vnfs mount {name} shows them"
+        ) from None
     app.emit(_record(outcome), lambda: _sentence(outcome))
     if not app.json:
         for warning in outcome.warnings:
@@ -107,7 +112,9 @@ def close_command(app: App, name: str, yes: bool) -> None:
     work = app.settings.work
     edits = edited_paths(work, check_name(name))
     if edits and not confirm(f"{name} has {edits} edited paths. Throw them away?", yes=yes):
-        raise Conflict(f"{name} has {edits} edited paths; nothing was thrown away", "vnfs close --yes throws them away")
+        raise Conflict(
+            f"{name} has {edits} edited paths; nothing was thrown away", f"vnfs close {name} --yes throws them away"
+        )
     state = close(work, name)
     app.emit(
         {"reference": state.reference, "thrown_away": edits}, f"{state.reference} is closed, nothing was published"

@@ -14,12 +14,15 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import click
 
 from vnfsbuild import __version__
-from vnfsbuild.cli.common import App, error_record, printable
-from vnfsbuild.errors import HostError, NoSpace, VnfsError
+from vnfsbuild.cli.common import App, Interrupted, error_record, printable
+from vnfsbuild.errors import HostError, NoSpace, UsageError, VnfsError
+
+SPACE_HINT = "free some, or point VNFS_STORE, VNFS_CACHE or VNFS_WORK elsewhere"
 
 # Command to (module, one line of help). The function in the module has the command's name.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -44,11 +47,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("sync", "what running nodes run, and what drifted"),
     "doctor": ("doctor", "what this host lacks, and how to install it"),
 }
-
-# What a host's file systems answer for reasons that are not in vnfs.
-_HOST_ERRORS = frozenset(
-    {errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
-)
 
 EPILOG = "A capsule is NAME, NAME:VERSION, NAME:TAG or NAME@sha256:…; a bare NAME means its newest version."
 
@@ -86,6 +84,7 @@ def vnfs(ctx: click.Context, store: Path | None, cache: Path | None, work: Path 
 def main(argv: list[str] | None = None) -> None:
     """Run a command and exit: 0 ok, 1 failed, 2 wrong usage, 3 answered no, 130 interrupted (128 + the signal)."""
     words = sys.argv[1:] if argv is None else argv
+    own = words[: words.index("--")] if "--" in words else words
     interruption = Interruption()
     try:
         code = vnfs.main(args=words, prog_name="vnfs", standalone_mode=False)
@@ -94,20 +93,25 @@ def main(argv: list[str] | None = None) -> None:
         _leave(leave.exit_code)
     except (click.Abort, KeyboardInterrupt):
         with suppress(OSError):  # the terminal may be what went away
-            click.echo("vnfs: interrupted; everything is as it was", err=True)
+            _report(Interrupted("interrupted; everything is as it was"), as_json="--json" in own)
         _leave(128 + interruption.signal)
     except click.ClickException as error:
+        if "--json" in own:
+            _leave(_report(UsageError(error.format_message(), _usage_hint(error)), as_json=True))
         error.show()
         _leave(error.exit_code)
+    except Interrupted as error:
+        _report(error, as_json="--json" in own)
+        _leave(128 + interruption.signal)
     except VnfsError as error:
-        _report(error, as_json="--json" in words)
-        _leave(error.exit_code)
+        _leave(_report(error, as_json="--json" in own))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _leave(1)
     except OSError as error:
-        _report(_typed(error), as_json="--json" in words)
-        _leave(1)
+        if "VNFS_DEBUG" in os.environ:
+            raise
+        _leave(_report(_explained(error), as_json="--json" in own))
 
 
 class Interruption:
@@ -128,26 +132,34 @@ class Interruption:
         raise KeyboardInterrupt
 
 
-def _typed(error: OSError) -> VnfsError:
-    """An error of the host in words. Raises it again when it is none that a host causes."""
-    place = f" of {error.filename}" if error.filename else ""
+def _usage_hint(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"{context.command_path} --help" if context else "vnfs --help"
+
+
+def _explained(error: OSError) -> VnfsError:
+    """What the kernel refused, in a sentence that names the file."""
+    where = f" {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes | os.PathLike) else ""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return NoSpace(f"no space left on the device{place}", "free some")
-    if error.errno in _HOST_ERRORS:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror)
-        return HostError(what, "look at that place and at the kernel's log" if error.errno == errno.EIO else "")
-    raise error
+        return NoSpace(f"no space left on the device{f' of{where}' if where else ''}", SPACE_HINT)
+    if error.errno in {errno.EACCES, errno.EPERM}:
+        return HostError(f"may not use{where or ' what it needs'}", "run it as root, or as the owner of that file")
+    said = error.strerror or str(error) or type(error).__name__
+    hint = "look at the kernel's log" if error.errno == errno.EIO else "VNFS_DEBUG=1 shows where in vnfs this happened"
+    return HostError(f"cannot use{where}: {said}" if where else said, hint)
 
 
-def _report(error: VnfsError, *, as_json: bool) -> None:
+def _report(error: VnfsError, *, as_json: bool) -> int:
+    """Say what went wrong, and return the exit code."""
     if as_json:
         click.echo(json.dumps({"error": error_record(error)}))
-        return
+        return error.exit_code
     click.echo(printable(f"vnfs: {error.message}"), err=True)
     if error.hint:
         click.echo(printable(f"  {error.hint}"), err=True)
+    return error.exit_code
 
 
-def _leave(code: int) -> None:
+def _leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.exit(code)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vnfsbuild.cli.common import ANSWERED_NO, App, command, error_record, printable
+from vnfsbuild.cli.common import ANSWERED_NO, App, Interrupted, command, error_record, printable
 
 if TYPE_CHECKING:
     from vnfsbuild.deliver.livesync import Drift, Node, Plan, Report, Ssh, Status
@@ -73,8 +73,7 @@ def livesync_command(
     try:
         reports = livesync(app.store, target, chosen, ssh, options, work=app.settings.work, monitor=app.monitor)
     except KeyboardInterrupt:
-        click.echo("vnfs: interrupted; run it again to finish the nodes that were being updated", err=True)
-        raise click.exceptions.Exit(130) from None
+        raise Interrupted("interrupted", "run it again to finish the nodes that were being updated") from None
     app.emit([_report_record(report) for report in reports], "\n".join(_report_text(report) for report in reports))
     return _code((report.error is not None for report in reports), any(report.state == "refused" for report in reports))
 

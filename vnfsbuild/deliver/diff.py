@@ -6,6 +6,7 @@ the package tools keep their books and directories of which only the time change
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,13 @@ _UNITS = ("/etc/systemd/system/", "/usr/lib/systemd/system/", "/lib/systemd/syst
 _MODULES = ("/lib/modules/", "/usr/lib/modules/")
 _ACCOUNTS = ("/etc/passwd", "/etc/group")
 _CAPABILITY = "security.capability"
+# In the order of the kernel's numbers (capability.h).
+_CAPABILITIES = (
+    "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable net_bind_service "
+    "net_broadcast net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio sys_chroot sys_ptrace sys_pacct sys_admin "
+    "sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control setfcap mac_override "
+    "mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +260,25 @@ def _privilege(entry: Entry | None) -> str:
     if words:
         words[-1] += f" {entry.uid}:{entry.gid}"
     capability = _capability(entry)
-    return " ".join(words + ([f"capabilities {capability.hex()}"] if capability else []))
+    return " ".join(words + ([f"capabilities {capability_words(capability)}"] if capability else []))
+
+
+def capability_words(value: bytes) -> str:
+    """What `getcap` would print: cap_net_raw=ep. The kernel's struct vfs_cap_data: a word of flags, then permitted and
+    inheritable bits, 32 at a time."""
+    if len(value) < 20:
+        return value.hex()
+    flags, low, low_inherited, high, high_inherited = struct.unpack_from("<5I", value)
+    permitted, inherited = low | high << 32, low_inherited | high_inherited << 32
+    known = _CAPABILITIES.split()
+    groups: dict[str, list[str]] = {}
+    for number in range(64):
+        bit = 1 << number
+        if (permitted | inherited) & bit:
+            name = f"cap_{known[number] if number < len(known) else number}"
+            mark = ("e" if flags & 1 else "") + ("i" if inherited & bit else "") + ("p" if permitted & bit else "")
+            groups.setdefault(mark, []).append(name)
+    return " ".join(f"{','.join(names)}={mark}" for mark, names in groups.items())
 
 
 def _accounts(store: Store, old: tuple[Capsule, Toc], new: tuple[Capsule, Toc], scratch: Path) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ class Job:
         except TrustError as error:
             part.truncate(0)
             raise TrustError(
-                f"{url} is not what was promised: {error.message.removeprefix(str(path)).strip()}",
+                f"{url} is not what was promised: it {error.message.removeprefix(str(path)).strip()}",
                 "the mirror is out of step, damaged or tampered with: use another, or lock again",
             ) from error
 

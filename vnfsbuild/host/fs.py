@@ -41,8 +41,8 @@ def sync_directory(path: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[IO[bytes]]:
-    """Write a file that appears complete, durable and under its name, or not at all."""
-    with work_file(path.parent, f".{path.name}") as (temporary, out):
+    """Write a file that appears complete, durable and under its name, or not at all. Raises NoSpace."""
+    with space_errors(path), work_file(path.parent, f".{path.name}") as (temporary, out):
         yield out
         out.flush()
         os.fchmod(out.fileno(), mode)

@@ -6,6 +6,7 @@ Ctrl-C) ends them too. A failure carries the command, ready to paste, and the la
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -37,6 +38,8 @@ PACKAGES: Mapping[str, str] = {
     "unsquashfs": "squashfs-tools",
 }
 
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
 _TAIL_LINES = 20
 _UMASK = 0o022
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -166,7 +169,7 @@ def interactive(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = N
     words[0] = which(words[0]) if "/" not in words[0] else words[0]
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process = subprocess.Popen(words, env=environment(env), restore_signals=True, preexec_fn=_default_sigint)  # noqa: PLW1509
+        process = subprocess.Popen(words, env=environment(env), restore_signals=True, preexec_fn=_as_a_shell_would)  # noqa: PLW1509
         try:
             return process.wait()
         except BaseException:
@@ -182,8 +185,10 @@ def interactive(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = N
         signal.signal(signal.SIGINT, previous)
 
 
-def _default_sigint() -> None:
+def _as_a_shell_would() -> None:
+    """In the child: Ctrl-C ends it, and so does our own end, kill -9 included."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager

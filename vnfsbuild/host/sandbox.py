@@ -76,7 +76,9 @@ def _script(root: Path, binds: Sequence[Bind], *, network: bool, cwd: str) -> st
         lines.append(f"mount --bind {source} {target}")
         if bind.read_only:
             lines.append(f"mount -o remount,bind,ro {target}")
-    lines.append(f'exec chroot . sh -c \'cd "$0" && exec "$@"\' {shlex.quote(cwd)} "$@"')
+    # The shell stays, as process 1 of the namespace: the kernel spares process 1 every signal that it does not handle,
+    # so that Ctrl-C would not end a command that took its place.
+    lines.append(f'exec chroot . sh -c \'cd "$0" && "$@"; exit $?\' {shlex.quote(cwd)} "$@"')
     return "\n".join(lines)
 
 

@@ -294,6 +294,11 @@ class Store:
             self._add(index, capsule, tag)
             return capsule
 
+    def tag(self, capsule: Capsule, tag: str) -> None:
+        """Let NAME:`tag` mean a version that is here already."""
+        with self.lock():
+            self._add(self._index(), capsule, tag)
+
     def adopt(self, manifest: bytes) -> Capsule:
         """Enter a version that came from elsewhere under the name and number it was published with.
 

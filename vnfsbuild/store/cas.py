@@ -169,7 +169,7 @@ class Incoming:
 def _check(blob: Blob, expect: Blob | None, what: str) -> None:
     if expect and blob != expect:
         raise TrustError(
-            f"{what} is not {expect.digest} ({expect.size} bytes): it is {blob.digest} ({blob.size} bytes)",
+            f"{what} is {blob.digest} ({blob.size} bytes), not {expect.digest} ({expect.size} bytes)",
             "the source is damaged or was tampered with; nothing was stored",
         )
 

@@ -79,7 +79,9 @@ class Place:
     def need(self) -> State:
         state = self.read()
         if state is None:
-            raise Conflict(f"{self.name} is not mounted", f"vnfs mount {self.name}")
+            others = ", ".join(path.parent.name for path in sorted(self.parent.glob("[!.]*/state.json")))
+            also = f"; mounted: {others}" if others else ""
+            raise Conflict(f"{self.name} is not mounted", f"vnfs mount {self.name}{also}")
         return state
 
     def write(self, state: State) -> None:
