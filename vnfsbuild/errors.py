@@ -16,7 +16,8 @@ VnfsError
 │   └── HookFailed
 ├── NotFound              no such capsule, version, tag, digest or node
 ├── Busy                  somebody else holds it
-└── Conflict              the state of things forbids it: mounted already, not mounted, name taken
+├── Conflict              the state of things forbids it: mounted already, not mounted, name taken
+└── Interrupted           a signal ended it: the message says what state things are in (exit 130)
 """
 
 from __future__ import annotations
@@ -153,3 +154,10 @@ class Conflict(VnfsError):
     """The operation does not fit the state of things: already mounted, not mounted, name taken."""
 
     ref = "conflict"
+
+
+class Interrupted(VnfsError):
+    """A signal ended it; the message says what state things are in. The command line returns 128 + the signal."""
+
+    ref = "interrupted"
+    exit_code = 130

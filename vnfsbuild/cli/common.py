@@ -23,13 +23,6 @@ P = ParamSpec("P")
 ANSWERED_NO = 3
 
 
-class Interrupted(VnfsError):
-    """Ctrl-C: the message says what state things are in."""
-
-    ref = "interrupted"
-    exit_code = 130
-
-
 class App:
     """One run of the program. Everything is made when it is first asked for."""
 

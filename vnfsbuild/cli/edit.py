@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vnfsbuild.cli.common import App, Interrupted, amount, command, confirm, identity, printable
-from vnfsbuild.errors import Conflict
+from vnfsbuild.cli.common import App, amount, command, confirm, identity, printable
+from vnfsbuild.errors import Conflict, Interrupted
 
 if TYPE_CHECKING:
     from vnfsbuild.deliver.edit.publish import Outcome

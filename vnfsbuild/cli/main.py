@@ -19,8 +19,8 @@ from typing import NoReturn
 import click
 
 from vnfsbuild import __version__
-from vnfsbuild.cli.common import App, Interrupted, error_record, printable
-from vnfsbuild.errors import HostError, NoSpace, UsageError, VnfsError
+from vnfsbuild.cli.common import App, error_record, printable
+from vnfsbuild.errors import HostError, Interrupted, NoSpace, UsageError, VnfsError
 
 SPACE_HINT = "free some, or point VNFS_STORE, VNFS_CACHE or VNFS_WORK elsewhere"
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vnfsbuild.cli.common import ANSWERED_NO, App, Interrupted, command, error_record, printable
+from vnfsbuild.cli.common import ANSWERED_NO, App, command, error_record, printable
+from vnfsbuild.errors import Interrupted
 
 if TYPE_CHECKING:
     from vnfsbuild.deliver.livesync import Drift, Node, Plan, Report, Ssh, Status

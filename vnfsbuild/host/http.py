@@ -32,5 +32,7 @@ def reason(error: BaseException) -> str:
     """The innermost words of an exception of requests, which wraps those of urllib3, which wrap the kernel's."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
+    if isinstance(error, OSError) and error.strerror:
+        return one_line(error.strerror)
     inner = getattr(error, "reason", None)
     return one_line(str(inner if isinstance(inner, BaseException) else error) or type(error).__name__)
