@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.aptrepo import HttpServer, Repository, Signer, signer
+
+# A shell starts what it puts in the background with Ctrl-C ignored, and programs pass that on: tests that send it to
+# programs of ours need it as a terminal gives it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -113,10 +113,18 @@ class Recipe:
     @property
     def inputs(self) -> str:
         """Digest of what influences resolution alone: a lock made from other inputs is stale."""
-        local = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in self.local]
-        return _digest(
-            [asdict(self.distro), self.packages, self.recommends, local, [asdict(repo) for repo in self.repos]]
-        )
+        local = [[path.name, _content(path)] for path in self.local]
+        distro = replace(self.distro, keyring=_content(self.distro.keyring))
+        repos = [asdict(replace(repo, key=_content(repo.key))) for repo in self.repos]
+        return _digest([asdict(distro), self.packages, self.recommends, local, repos])
+
+
+def _content(path: Path | str) -> str:
+    """What a file holds, wherever it lies; a missing one is an error of whoever reads it, not of the digest."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return str(path)
 
 
 def _digest(value: object) -> str:

@@ -164,3 +164,13 @@ def test_the_digest_does_not_depend_on_where_the_recipe_lies(tmp_path: Path) -> 
         (tmp_path / name).mkdir()
         digests.add(recipe.load(write(tmp_path / name)).digest)
     assert len(digests) == 1
+
+
+def test_a_lock_stays_good_when_recipe_and_keys_move_together_and_not_when_a_key_changes(tmp_path: Path) -> None:
+    text = COMPUTE + '\n[[repo]]\nuri = "http://x.invalid"\nsuite = "s"\ncomponents = ["main"]\nkey = "site.asc"\n'
+    inputs = []
+    for name, key in (("a", "one"), ("b", "one"), ("c", "two")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "site.asc").write_text(key)
+        inputs.append(recipe.load(write(tmp_path / name, text)).inputs)
+    assert inputs[0] == inputs[1] != inputs[2]
