@@ -407,7 +407,7 @@ def test_several_recipes_are_answered_by_one_json_document(site: Site) -> None:
 def test_a_build_that_is_told_to_end_cleans_up(site: Site, number: int) -> None:
     site.publish()
     done = site.interrupt("build", site.recipe(), number=number, when=lambda line: "unpack ..." in line)
-    assert done.returncode == 130
+    assert done.returncode == 128 + number
     assert "Traceback" not in done.stderr
     assert site.is_clean()
 
@@ -460,7 +460,7 @@ def test_a_command_inside_a_capsule_ends_with_what_ends_vnfs(site: Site, number:
         assert process.stdout.readline() == b"ready\n"
         # Ctrl-C goes to the whole foreground group, the others to vnfs alone.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        assert process.wait(10) == (-number if number == signal.SIGKILL else 130)
+        assert process.wait(10) == (-number if number == signal.SIGKILL else 128 + number)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

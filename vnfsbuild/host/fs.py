@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import IO
 from vnfsbuild.errors import Busy, HostError, NoSpace
 
 _MAX_LINKS = 40  # as the kernel
+
+
+_LOCK_TRIES = 10
+_LOCK_PAUSE = 0.05
 
 
 def make_directory(path: Path, mode: int = 0o755) -> Path:
@@ -66,13 +71,26 @@ def lock(path: Path, *, wait: bool = True, what: str = "") -> Iterator[None]:
     make_directory(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise Busy(f"{what or path} is in use by another vnfs", "wait for it to finish") from None
+        if wait:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        elif not _seized(descriptor):
+            raise Busy(f"{what or path} is in use by another vnfs", "wait for it to finish")
         yield
     finally:
         os.close(descriptor)
+
+
+def _seized(descriptor: int) -> bool:
+    """Try for a moment: between its fork and its exec, a child of a process that was just killed still holds what that
+    one held."""
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE)
+        else:
+            return True
+    return False
 
 
 @contextmanager
