@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import struct
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from vnfsbuild.errors import Busy, HostError
-from vnfsbuild.host.run import run
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+# From linux/loop.h.
+_LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
+_LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4
+_LOOP_TRIES = 64
 _CLONE_NEWNS = 0x00020000
 
 
@@ -65,7 +70,56 @@ def tmpfs(target: Path, *, size: int) -> Iterator[Path]:
 
 def squashfs(image: Path, target: Path) -> None:
     """Mount a squashfs image read-only at `target`, through a loop device that detaches itself on unmount."""
-    run(["mount", "-t", "squashfs", "-o", "loop,ro,nodev,nosuid", image, target], what=f"mounting {image}")
+    with _loop(image) as device:
+        _mount(device, target, "squashfs", MS_RDONLY | MS_NODEV | MS_NOSUID)
+
+
+@contextmanager
+def _loop(image: Path) -> Iterator[str]:
+    """A read-only loop device on `image`. It goes with its last user: with us, or with what mounted it meanwhile.
+
+    LOOP_CONFIGURE of loop(4) sets it up in one step, so that there is no moment at which a kill would leave it behind.
+    """
+    try:
+        backing = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"cannot mount {image}: {error.strerror}", "vnfs verify") from error
+    try:
+        device, path = _configured(backing, image)
+    finally:
+        os.close(backing)
+    try:
+        yield path
+    finally:
+        os.close(device)
+
+
+def _configured(backing: int, image: Path) -> tuple[int, str]:
+    # struct loop_config: fd, block size, struct loop_info64 (flags at byte 52 of it), reserved.
+    config = bytearray(4 + 4 + 232 + 64)
+    struct.pack_into("=I", config, 0, backing)
+    struct.pack_into("=I", config, 8 + 52, _LO_FLAGS_READ_ONLY | _LO_FLAGS_AUTOCLEAR)
+    try:
+        for _ in range(_LOOP_TRIES):
+            with open("/dev/loop-control", "rb", buffering=0) as control:
+                path = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
+            device = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(device, _LOOP_CONFIGURE, bytes(config))
+            except OSError as error:
+                os.close(device)
+                # Somebody else took the device between the two calls.
+                if error.errno != errno.EBUSY:
+                    raise
+            except BaseException:
+                os.close(device)
+                raise
+            else:
+                return device, path
+    except OSError as error:
+        hint = "are you root, outside a container?" if error.errno in {errno.EPERM, errno.EACCES, errno.ENOENT} else ""
+        raise HostError(f"cannot get a loop device for {image}: {error.strerror}", hint) from error
+    raise Busy(f"cannot get a loop device for {image}: others were always faster", "try again")
 
 
 def overlay(target: Path, *, lower: Sequence[Path], upper: Path | None = None, work: Path | None = None) -> None:
