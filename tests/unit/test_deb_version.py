@@ -16,6 +16,8 @@ VERSIONS = st.from_regex(r"(?:[0-9]{1,2}:)?[0-9][a-z0-9.+~]{0,6}(?:-[a-z0-9.+~]{
 @settings(max_examples=150, deadline=None)
 @given(VERSIONS, VERSIONS)
 @example("1.0", "1.0-0")
+@example("0", "0~")
+@example("0~", "~")
 @example("1.0~rc1", "1.0")
 @example("1.0-1~bpo12+1", "1.0-1")
 @example("0:1", "1")

@@ -27,9 +27,8 @@ def _parts(text: str) -> tuple[tuple[Any, ...], ...]:
         for word, digits in _PART.findall(text)
         if word or digits
     ]
-    while parts and parts[-1] == _END:
-        parts.pop()
-    return (*parts, _END)
+    # A leading zero is worth as much as nothing, but counts as a part: what follows it is compared with the end.
+    return (*(parts or [_END]), _END)
 
 
 def _order(character: str) -> int:
