@@ -25,6 +25,8 @@ _LEVELLED = frozenset({"zstd", "gzip"})
 _COMPRESSORS = frozenset({"zstd", "gzip", "xz", "lz4", "lzo"})
 _SIZE = re.compile(r"^file .*, uncompressed size (\d+) bytes")
 _CHUNK = 1 << 20
+# Its default is a quarter of the machine, which it touches anew for each file: slower by a fifth, and no better packed.
+_MEMORY = "512M"
 # Documentation/filesystems/squashfs.rst, struct squashfs_super_block: magic, …, compression at 20, …, major version.
 _SUPERBLOCK = struct.Struct("<4s16xH6xH")
 _NUMBERED = {1: "gzip", 3: "lzo", 4: "xz", 5: "lz4", 6: "zstd"}
@@ -55,7 +57,7 @@ def pack_tree(
     if compressor not in _COMPRESSORS:
         raise HostError(f"squashfs has no compressor {compressor!r}", f"one of: {', '.join(sorted(_COMPRESSORS))}")
     argv: list[str | Path] = ["mksquashfs", root, out, "-noappend", "-no-progress", "-exit-on-error", "-xattrs"]
-    argv += ["-exports", "-mkfs-time", str(epoch), "-comp", compressor]
+    argv += ["-exports", "-mkfs-time", str(epoch), "-comp", compressor, "-mem", _MEMORY]
     if compressor in _LEVELLED:
         argv += ["-Xcompression-level", str(level)]
     if threads:
