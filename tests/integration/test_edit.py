@@ -73,8 +73,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 def _members(site: Site, outcome: Outcome) -> dict[str, Entry]:
     """The paths of the newest layer alone."""
+    from vnfsbuild.host.fs import walk
     from vnfsbuild.host.mount import squashfs, unmount
-    from vnfsbuild.store.toc import Toc, read_entry, walk
+    from vnfsbuild.store.toc import Toc, read_entry
 
     assert outcome.capsule is not None
     point = site.base / "layer"

@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -229,3 +230,29 @@ def space_errors(path: Path) -> Iterator[None]:
             f"no space left where {path} lies",
             "free some, or point VNFS_STORE, VNFS_CACHE or VNFS_WORK elsewhere",
         ) from error
+
+
+def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Every path below `root` with its lstat, the root first as "/". Does not cross into other file systems."""
+    top = os.lstat(root)
+    yield "/", top
+    pending = [""]
+    while pending:
+        directory = pending.pop()
+        with os.scandir(f"{root}{directory}") as found:
+            for item in sorted(found, key=lambda entry: os.fsencode(entry.name)):
+                info = item.stat(follow_symlinks=False)
+                path = f"{directory}/{item.name}"
+                yield path, info
+                if stat.S_ISDIR(info.st_mode) and info.st_dev == top.st_dev:
+                    pending.append(path)
+
+
+def xattr_names(full: str) -> list[str]:
+    """The names of a path's xattrs, sorted; none where the file system has none (a squashfs image without a table)."""
+    try:
+        return sorted(os.listxattr(full, follow_symlinks=False))
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        return []

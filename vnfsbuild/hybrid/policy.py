@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vnfsbuild.errors import NotFound
-from vnfsbuild.host.fs import resolve_in
+from vnfsbuild.host.fs import resolve_in, walk, xattr_names
 from vnfsbuild.host.sandbox import Bind, run_in
-from vnfsbuild.store.toc import walk, xattr_names
 
 _INSIDE = "/run/vnfs/files"
 # The directory's own attributes stay the root's; links to directories are followed, inside the root.
@@ -86,5 +85,6 @@ def normalize(root: Path, epoch: int) -> tuple[str, ...]:
         if acls:
             lost.append(path)
         when = min(int(info.st_mtime), epoch)
-        os.utime(full, (when, when), follow_symlinks=False)
+        if info.st_mtime_ns != when * 1_000_000_000 or acls:
+            os.utime(full, (when, when), follow_symlinks=False)
     return tuple(lost)

@@ -11,13 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vnfsbuild.errors import Conflict, NotFound, TrustError, UsageError
 from vnfsbuild.host.fs import atomic_write, lock, make_directory
 from vnfsbuild.model import Blob, Reference, check_digest, check_name
 from vnfsbuild.store.cas import LocalBlobs, digest_of
-from vnfsbuild.store.toc import Toc
+
+if TYPE_CHECKING:
+    from vnfsbuild.store.toc import Toc
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -255,6 +257,9 @@ class Store:
 
     def toc(self, capsule: Capsule) -> Toc:
         """The table of contents of a version."""
+        # Imported here because opening a capsule for editing, which must be instant, reads no table.
+        from vnfsbuild.store.toc import Toc  # noqa: PLC0415
+
         return Toc.load(self.blobs.read(capsule.toc))
 
     def layer_paths(self, capsule: Capsule) -> tuple[Path, ...]:

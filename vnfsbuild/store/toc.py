@@ -8,23 +8,27 @@ that text: the identity of what a node sees, whatever layers carry it.
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import zstandard
 
 from vnfsbuild.errors import TrustError
+from vnfsbuild.host.fs import walk, xattr_names
 
 _READ = 1 << 20
+# Files that a thread hashes in one go.
+_SHARE = 100
 _MAX_TEXT = 256 << 20
 _HEX = re.compile(r"[0-9a-f]{64}\Z")
 # What overlayfs writes beside the files for its own use. Never part of what a node sees.
@@ -212,32 +216,6 @@ def _checked(entry: Entry) -> bytes:
     return sort_key(entry.path)
 
 
-def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Every path below `root` with its lstat, the root first as "/". Does not cross into other file systems."""
-    top = os.lstat(root)
-    yield "/", top
-    pending = [""]
-    while pending:
-        directory = pending.pop()
-        with os.scandir(f"{root}{directory}") as found:
-            for item in sorted(found, key=lambda entry: os.fsencode(entry.name)):
-                info = item.stat(follow_symlinks=False)
-                path = f"{directory}/{item.name}"
-                yield path, info
-                if stat.S_ISDIR(info.st_mode) and info.st_dev == top.st_dev:
-                    pending.append(path)
-
-
-def xattr_names(full: str) -> list[str]:
-    """The names of a path's xattrs, sorted; none where the file system has none (a squashfs image without a table)."""
-    try:
-        return sorted(os.listxattr(full, follow_symlinks=False))
-    except OSError as error:
-        if error.errno != errno.ENOTSUP:
-            raise
-        return []
-
-
 def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: bool = False) -> Entry:
     """The entry of one path, content unread (`sha256` empty). `link` carries device and inode number where there is
     more than one name: Toc.of turns it into a path."""
@@ -268,21 +246,25 @@ def read_entry(root: Path, path: str, info: os.stat_result, *, overlay_xattrs: b
 def scan(root: Path, *, threads: int | None = None, advance: Callable[[int], None] | None = None) -> Toc:
     """Read a whole root: every path, every byte. `advance` hears the number of bytes hashed as it goes."""
     entries = [read_entry(root, path, info) for path, info in walk(root)]
+    files = [entry for entry in entries if entry.type is FileType.FILE]
 
-    def hashed(entry: Entry) -> Entry:
-        if entry.type is not FileType.FILE:
-            return entry
-        with open(f"{root}{entry.path}", "rb", buffering=0) as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    def hashed(some: list[Entry]) -> list[Entry]:
+        done = [replace(entry, sha256=_sha256(f"{root}{entry.path}", entry.size)) for entry in some]
         if advance:
-            advance(entry.size)
-        return replace(entry, sha256=digest)
-
-    # Imported here because it brings logging with it, a tenth of the time that `vnfs mount` may take.
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+            advance(sum(entry.size for entry in some))
+        return done
 
     with ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
-        return Toc.of(pool.map(hashed, entries, chunksize=64))
+        shares = pool.map(hashed, (files[start : start + _SHARE] for start in range(0, len(files), _SHARE)))
+        return Toc.of([entry for entry in entries if entry.type is not FileType.FILE] + list(chain(*shares)))
+
+
+def _sha256(full: str, size: int) -> str:
+    with open(full, "rb", buffering=0) as stream:
+        # file_digest makes a large buffer for each file, which takes longer than to hash most of them.
+        if size <= _READ:
+            return hashlib.sha256(stream.read()).hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def losses(wanted: Toc, got: Toc) -> tuple[str, ...]:

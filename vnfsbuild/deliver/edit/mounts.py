@@ -21,11 +21,10 @@ from pathlib import Path
 from vnfsbuild.deliver.edit.busy import users
 from vnfsbuild.errors import Busy, Conflict, HostError, NotFound, TrustError
 from vnfsbuild.host import mount as host
-from vnfsbuild.host.fs import atomic_write, lock, make_directory, remove_tree
+from vnfsbuild.host.fs import atomic_write, lock, make_directory, remove_tree, walk, xattr_names
 from vnfsbuild.host.run import require_root
 from vnfsbuild.model import Reference
 from vnfsbuild.store.capsules import Capsule, Store
-from vnfsbuild.store.toc import walk, xattr_names
 
 DEFAULT_PARENT = Path("/mnt")
 

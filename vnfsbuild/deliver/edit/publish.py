@@ -18,14 +18,14 @@ from vnfsbuild.errors import TrustError
 from vnfsbuild.family.deb import inventory, scrub, shell
 from vnfsbuild.format.squashfs import compressor_of, pack_stream
 from vnfsbuild.host import mount as host
-from vnfsbuild.host.fs import make_directory, work_directory
+from vnfsbuild.host.fs import make_directory, walk, work_directory
 from vnfsbuild.host.run import require_root
 from vnfsbuild.model import Blob
 from vnfsbuild.progress import Monitor
 from vnfsbuild.store import sbom
 from vnfsbuild.store.capsules import Capsule, Config, Store
 from vnfsbuild.store.cas import digest_of
-from vnfsbuild.store.toc import Entry, FileType, Toc, losses, read_entry, walk
+from vnfsbuild.store.toc import Entry, FileType, Toc, losses, read_entry
 
 _KERNEL_PATHS = ("/boot/vmlinuz-", "/lib/modules/", "/usr/lib/modules/")
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vnfsbuild.deliver.edit.delta import Indexed, Upper, is_whiteout, parent_of
-from vnfsbuild.store.toc import OVERLAY_XATTR, Entry, FileType, Toc, read_entry, walk
+from vnfsbuild.host.fs import walk
+from vnfsbuild.store.toc import OVERLAY_XATTR, Entry, FileType, Toc, read_entry
 
 _OPAQUE, _ORIGIN = "trusted.overlay.opaque", "trusted.overlay.origin"
 _KEPT_XATTRS = ("user.", "trusted.", "security.")

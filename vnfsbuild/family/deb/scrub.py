@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
+import re
 import stat
 from contextlib import suppress
-from fnmatch import fnmatchcase
 from pathlib import Path
 
-from vnfsbuild.store.toc import walk
+from vnfsbuild.host.fs import walk
 
 # Shell patterns over absolute paths; `/**` at the end means everything below. A path that matches is removed when a
 # root is built, and keeps what the version had when a capsule is edited.
@@ -51,6 +52,7 @@ VOLATILE: tuple[str, ...] = (
     "/run/**",
     "/dev/**",
 )
+_VOLATILE = re.compile("|".join(fnmatch.translate(pattern) for pattern in VOLATILE))
 # A file must be there for a node's own, or the host's, to be laid over: they stay, empty.
 _EMPTIED = frozenset({"/etc/machine-id", "/etc/resolv.conf"})
 # Directories of which dpkg, apt and systemd expect that they are there.
@@ -61,13 +63,7 @@ _KEPT_DIRECTORIES = frozenset(
 
 def is_volatile(path: str) -> bool:
     """Whether `path` matches one of VOLATILE."""
-    for pattern in VOLATILE:
-        if pattern.endswith("/**"):
-            if path.startswith(pattern[:-2]):
-                return True
-        elif fnmatchcase(path, pattern):
-            return True
-    return False
+    return _VOLATILE.match(path) is not None
 
 
 def scrub(root: Path) -> tuple[str, ...]:
