@@ -354,6 +354,29 @@ def test_daemons_do_not_start_and_initrds_are_not_made_while_packages_are_config
     assert read(site, "usr/sbin/update-initramfs") == program
 
 
+def test_scripts_see_a_root_that_is_no_running_system(site: Site) -> None:
+    """Else the C library's script asks init to start anew, and sleeps; sshd's makes keys that all nodes would share."""
+    postinst = (
+        "#!/bin/sh\nset -e\nif ischroot; then echo chroot > /etc/answer; fi\ninvoke-rc.d daemon start\n"
+        "[ -f /etc/ssh/ssh_host_rsa_key ] || touch /etc/made-a-key\necho mine > /etc/ssh/ssh_host_ed25519_key\n"
+    )
+    programs = {
+        "usr/bin/ischroot": (0o755, b"#!/bin/sh\nexit 1\n"),
+        "usr/sbin/invoke-rc.d": (0o755, b"#!/bin/sh\ntouch /etc/started\n"),
+        "etc/ssh/sshd_config": (0o644, b"# ours\n"),
+    }
+    site.publish(Deb("sshd", depends="tools", scripts={"postinst": postinst}), Deb("tools", files=programs))
+    hook = '[[hook]]\nphase = "post"\nscript = "cat /etc/ssh/ssh_host_ed25519_key > /etc/kept"'
+    site.json("build", site.recipe(hook, include='"mini-kernel", "sshd"'))
+    assert read(site, "etc/answer") == b"chroot\n"
+    assert read(site, "etc/kept") == b"mine\n", "what a package itself wrote is not ours to remove"
+    paths = listing(site)
+    assert not {"/etc/started", "/etc/made-a-key"} & set(paths)
+    assert "/etc/ssh/sshd_config" in paths
+    assert not [path for path in paths if "ssh_host_" in path]
+    assert read(site, "usr/bin/ischroot") == programs["usr/bin/ischroot"][1]
+
+
 def test_packages_are_unpacked_after_what_they_pre_depend_on_is_configured(site: Site) -> None:
     early = Deb("early", scripts={"postinst": "#!/bin/sh\necho ready > /etc/early\n"})
     late = Deb(

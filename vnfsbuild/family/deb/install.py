@@ -8,19 +8,20 @@ and leaves no trace.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vnfsbuild.errors import CommandFailed, VnfsError
 from vnfsbuild.family.deb.archive import data_stream
 from vnfsbuild.family.deb.inventory import inventory
-from vnfsbuild.family.deb.supply import Supply, batches
+from vnfsbuild.family.deb.order import Relations, batches
+from vnfsbuild.family.deb.supply import Supply
 from vnfsbuild.host.fs import atomic_write, resolve_in
 from vnfsbuild.host.run import run
 from vnfsbuild.host.sandbox import Bind, run_in
-from vnfsbuild.lockfile import Lock, LockedPackage
+from vnfsbuild.lockfile import Lock
 from vnfsbuild.progress import Monitor, Step
 
 _INSIDE = "/run/vnfs/packages"
@@ -30,11 +31,21 @@ _FIRST = ("base-passwd", "base-files")
 # How many calls of dpkg a round of unpacking is split into, so that it begins before all packages are uncompressed.
 _BATCHES = 4
 
-# Programs that package scripts call and that must do nothing while a root is being built: daemons are started on
-# nodes, and the initrd is composed once, by us, at the end.
-_STAND_INS = ("usr/sbin/start-stop-daemon", "usr/sbin/update-initramfs", "usr/sbin/update-grub", "usr/bin/dracut")
+# Programs that package scripts call and that must do nothing, and succeed, while a root is being built: daemons are
+# started on nodes, and the initrd is composed once, by us, at the end. ischroot would say no, because dpkg has a
+# process namespace of its own, and the C library's script would then ask init to start anew, and sleep.
+_STAND_INS = (
+    "usr/bin/dracut",
+    "usr/bin/ischroot",
+    "usr/sbin/invoke-rc.d",
+    "usr/sbin/start-stop-daemon",
+    "usr/sbin/update-grub",
+    "usr/sbin/update-initramfs",
+)
 _STAND_IN = "#!/bin/sh\n# Laid over the real program while packages are configured.\nexit 0\n"
 _POLICY = b"#!/bin/sh\nexit 101\n"
+# sshd's script makes a machine's keys where there are none: seconds of work for secrets that no image may hold.
+_HOST_KEYS = tuple(f"/etc/ssh/ssh_host_{kind}_key" for kind in ("rsa", "ecdsa", "ed25519"))
 
 
 def bootstrap(root: Path, packages: Supply, *, usr_links: Sequence[str]) -> None:
@@ -70,9 +81,9 @@ def install(root: Path, packages: Supply, *, requested: Iterable[str], stand_ins
     atomic_write(policy, _POLICY, mode=0o755)
     try:
         with monitor.step("unpack", total=len(lock.packages), unit="packages") as step:
-            _essential(root, packages, step)
+            _essential(root, packages, stand_ins, step)
             _rest(root, packages, stand_ins, step)
-        with monitor.step("configure", total=len(lock.packages), unit="packages") as step:
+        with monitor.step("configure", total=len(lock.packages), unit="packages") as step, _empty_host_keys(root):
             _dpkg(root, packages, ["--configure", "--pending"], stand_ins, step, counted="Setting up ")
         _mark_automatic(root, {item.name for item in lock.packages} - set(requested))
     finally:
@@ -80,9 +91,27 @@ def install(root: Path, packages: Supply, *, requested: Iterable[str], stand_ins
     _check(root, lock)
 
 
-def _essential(root: Path, packages: Supply, step: Step) -> None:
+@contextmanager
+def _empty_host_keys(root: Path) -> Iterator[None]:
+    """While the context lasts there are host keys, empty ones."""
+    made = []
+    for path in map(Path, _HOST_KEYS):
+        key = resolve_in(root, str(path.parent)) / path.name
+        if key.parent.is_dir() and not os.path.lexists(key):
+            key.touch(mode=0o600)
+            made.append(key)
+    try:
+        yield
+    finally:
+        for key in made:
+            with suppress(FileNotFoundError):
+                if key.lstat().st_size == 0:
+                    key.unlink()
+
+
+def _essential(root: Path, packages: Supply, stand_ins: Path, step: Step) -> None:
     """Give what was extracted to dpkg. Its members depend on each other in circles, hence --force-depends here, and
-    only here."""
+    only here. Nothing can be laid over programs that are just being unpacked."""
     names = [package.name for package in packages.lock.packages if package.essential]
     first = [name for name in _FIRST if name in names]
     rest = [name for name in names if name not in first]
@@ -90,12 +119,13 @@ def _essential(root: Path, packages: Supply, step: Step) -> None:
         _dpkg(root, packages, ["--force-depends", "--install", *_files(some)], None, step)
     if rest:
         _dpkg(root, packages, ["--force-depends", "--unpack", *_files(rest)], None, step)
-    _dpkg(root, packages, ["--configure", "--pending"], None, step, counted="")
+    packages.drop(names)
+    _dpkg(root, packages, ["--configure", "--pending"], stand_ins, step, counted="")
 
 
 def _rest(root: Path, packages: Supply, stand_ins: Path, step: Step) -> None:
     """Unpack the others, each only when what it pre-depends on is configured, as policy demands."""
-    relations = _Relations.read(packages.stanzas())
+    relations = Relations.read(packages.stanzas())
     configured = {package.name for package in packages.lock.packages if package.essential}
     unpacked: set[str] = set()
     waiting = [package for package in packages.lock.packages if not package.essential]
@@ -104,6 +134,7 @@ def _rest(root: Path, packages: Supply, stand_ins: Path, step: Step) -> None:
         for names in batches(relations.ordered(now), _BATCHES):
             packages.wait(names)
             _dpkg(root, packages, ["--unpack", *_files(names)], stand_ins, step)
+            packages.drop(names)
             unpacked |= set(names)
         waiting = [item for item in waiting if item.name not in unpacked]
         wanted = {name for item in waiting for name in relations.targets(relations.pre_depends[item.name])} - configured
@@ -114,86 +145,6 @@ def _rest(root: Path, packages: Supply, stand_ins: Path, step: Step) -> None:
         if ready:
             _dpkg(root, packages, ["--configure", *sorted(ready)], stand_ins, step, counted="")
         configured |= ready
-
-
-_Groups = tuple[frozenset[str], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Relations:
-    """Who needs whom among the packages of a lock: groups of names, one of each must be there. Versions were the
-    solver's business. A virtual name stands for the packages of the lock that provide it."""
-
-    pre_depends: dict[str, _Groups]
-    depends: dict[str, _Groups]
-
-    @classmethod
-    def read(cls, stanzas: Mapping[str, str]) -> _Relations:
-        provided: dict[str, set[str]] = {name: {name} for name in stanzas}
-        for name, stanza in stanzas.items():
-            for virtual in filter(None, map(_name, _field(stanza, "Provides").split(","))):
-                provided.setdefault(virtual, set()).add(name)
-
-        def groups(stanza: str, field: str) -> _Groups:
-            lists = (group.split("|") for group in _field(stanza, field).split(",") if group.strip())
-            return tuple(frozenset().union(*(provided.get(_name(word), ()) for word in words)) for words in lists)
-
-        return cls(
-            {name: groups(stanza, "Pre-Depends") for name, stanza in stanzas.items()},
-            {name: groups(stanza, "Depends") for name, stanza in stanzas.items()},
-        )
-
-    def ordered(self, packages: Iterable[LockedPackage]) -> list[LockedPackage]:
-        """The packages, what others depend on first; circles are cut by name. Policy does not promise a preinst more
-        than its Pre-Depends, but apt unpacks in this order, and there are packages that have come to count on it."""
-        known = {item.name: item for item in packages}
-        seen: set[str] = set()
-        result: list[LockedPackage] = []
-        for first in sorted(known):
-            stack = [(first, False)]
-            while stack:
-                name, complete = stack.pop()
-                if complete:
-                    result.append(known[name])
-                elif name not in seen:
-                    seen.add(name)
-                    stack.append((name, True))
-                    needed = self.targets((*self.depends[name], *self.pre_depends[name]))
-                    stack += [(other, False) for other in sorted(needed, reverse=True) if other in known]
-        return result
-
-    @staticmethod
-    def met(groups: _Groups, have: set[str]) -> bool:
-        return all(group & have for group in groups)
-
-    @staticmethod
-    def targets(groups: _Groups) -> set[str]:
-        return {name for group in groups for name in group}
-
-    def complete(self, wanted: set[str], unpacked: set[str], configured: set[str]) -> set[str]:
-        """Those of `wanted` that can be configured now, with all that they depend on."""
-        ready: set[str] = set()
-        for name in sorted(wanted & unpacked):
-            closure, pending = set(), [name]
-            while pending:
-                one = pending.pop()
-                if one in configured or one in closure:
-                    continue
-                closure.add(one)
-                for group in (*self.depends[one], *self.pre_depends[one]):
-                    pending += sorted(group & (unpacked | configured)) or sorted(group)
-            if closure <= unpacked:
-                ready |= closure
-        return ready
-
-
-def _field(stanza: str, name: str) -> str:
-    match = re.search(rf"^{name}:[ \t]*(.*(?:\n[ \t].*)*)", stanza, re.M | re.I)
-    return match[1].replace("\n", " ") if match else ""
-
-
-def _name(relation: str) -> str:
-    return re.split(r"[\s(:\[]", relation.strip(), maxsplit=1)[0]
 
 
 def _files(names: Iterable[str]) -> list[str]:

@@ -1,37 +1,28 @@
 """The packages of a lock on their way into the workspace: downloaded, then uncompressed, while others already unpack.
 
-dpkg would decompress each package on one core, after the one before. Here all cores decompress, at a lower priority
-than dpkg itself, what it needs first, first.
+dpkg would decompress each package on one core, after the one before. Here all cores decompress whenever dpkg leaves
+them idle, and what it needs first, first.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from vnfsbuild.family import Download
 from vnfsbuild.family.deb.archive import control, uncompress
+from vnfsbuild.family.deb.order import Relations
 from vnfsbuild.lockfile import Lock, LockedPackage
 from vnfsbuild.model import Blob
 from vnfsbuild.progress import Monitor
 
 _NICENESS = 10
 _POLL = 0.1
-
-
 # A package this large takes one core as long as all the others take together: it must not be the last to begin.
 _GIANT = 32 << 20
-
-
-def _rank(package: LockedPackage) -> int:
-    """What is uncompressed first: what must run first, then giants, then the small ones, on which others depend."""
-    if package.essential:
-        return 0
-    return 1 if package.size >= _GIANT else package.size
 
 
 class _Stopped(Exception):
@@ -47,7 +38,8 @@ class Supply:
         self._named: dict[str, list[LockedPackage]] = {}
         for package in lock.packages:
             self._named.setdefault(package.sha256, []).append(package)
-        self._todo: queue.PriorityQueue[tuple[int, str, Path]] = queue.PriorityQueue()
+        self._todo: dict[LockedPackage, Path] = {}
+        self._position: dict[str, int] = {}
         self._changed = threading.Condition()
         self._stanzas: dict[str, str] = {}
         self._ready: set[str] = set()
@@ -62,6 +54,11 @@ class Supply:
         """Return when all `names` are uncompressed."""
         wanted = set(names)
         self._until(lambda: wanted <= self._ready)
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Forget uncompressed packages that are installed: their memory is wanted for what comes."""
+        for name in names:
+            self.path(name).unlink(missing_ok=True)
 
     def stanzas(self) -> dict[str, str]:
         """The control data of every package, by name. Known as soon as all are downloaded."""
@@ -120,40 +117,37 @@ class Supply:
                 stanza = control(path)
                 with self._changed:
                     self._stanzas[package.name] = stanza
+                    self._todo[package] = path
                     self._changed.notify_all()
-                self._todo.put((_rank(package), package.name, path))
 
         for essential in (True, False):
             some = [item for item in self.lock.packages if item.essential is essential]
             if some:
                 download([(item.url, item.blob) for item in some], done=arrived, advance=counted)
+        unpacked = Relations.read(self._stanzas).ordered(self.lock.packages)
+        self._position = {package.name: number for number, package in enumerate(unpacked)}
 
     def _work(self) -> None:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while not self._stop.is_set():
-            try:
-                _, name, path = self._todo.get(timeout=_POLL)
-            except queue.Empty:
-                continue
-            uncompress(path, self.path(name))
             with self._changed:
-                self._ready.add(name)
+                if not self._todo:
+                    self._changed.wait(_POLL)
+                    continue
+                package = min(self._todo, key=self._rank)
+                path = self._todo.pop(package)
+            uncompress(path, self.path(package.name))
+            with self._changed:
+                self._ready.add(package.name)
                 self._changed.notify_all()
+
+    def _rank(self, package: LockedPackage) -> tuple[int, int, str]:
+        """What is uncompressed first: what must run first, then giants, then in the order of unpacking; as long as
+        that is unknown, small ones, on which others depend."""
+        kind = 0 if package.essential else 1 if package.size >= _GIANT else 2
+        return kind, self._position.get(package.name, package.size), package.name
 
     def _check(self) -> None:
         if self._stop.is_set():
             raise _Stopped
-
-
-def batches(packages: Iterable[LockedPackage], count: int) -> list[list[str]]:
-    """Names, in the order given, in at most `count` groups of about the same size. The cut follows from the packages
-    alone, never from what happens to be ready, so that builds stay the same."""
-    ordered = list(packages)
-    share = sum(item.size for item in ordered) / count or 1
-    groups: list[list[str]] = [[] for _ in range(count)]
-    done = 0
-    for item in ordered:
-        groups[min(int(done / share), count - 1)].append(item.name)
-        done += item.size
-    return [group for group in groups if group]
