@@ -6,7 +6,6 @@ Only the command line reads this; library functions are given the paths they nee
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,12 +62,18 @@ def _files(given: Path | None, env: Mapping[str, str]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for path in (given,) if given else (SITE_FILE, user):
         try:
-            said = tomllib.loads(path.read_text())
+            text = path.read_text()
         except FileNotFoundError:
             if given:
                 raise VnfsError(f"there is no configuration file {path}") from None
             continue
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
+            raise VnfsError(f"{path}: {error}") from error
+        import tomllib  # noqa: PLC0415 - most hosts have no file, and need no parser
+
+        try:
+            said = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
             raise VnfsError(f"{path}: {error}") from error
         for key, value in said.items():
             if key not in _KEYS or not isinstance(value, dict if key == "mirrors" else str):

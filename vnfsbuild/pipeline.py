@@ -17,7 +17,8 @@ from vnfsbuild.family import Family
 from vnfsbuild.fetch import Downloader
 from vnfsbuild.format import squashfs
 from vnfsbuild.host import fs, mount
-from vnfsbuild.host.run import require_root, run
+from vnfsbuild.host.run import run
+from vnfsbuild.host.user import require_root
 from vnfsbuild.hybrid import initrd, policy
 from vnfsbuild.lockfile import Lock
 from vnfsbuild.model import Blob

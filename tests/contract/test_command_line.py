@@ -83,6 +83,14 @@ def test_help_imports_no_command_and_no_library_beyond_click() -> None:
     assert all(name in done.stdout for name in COMMANDS)
 
 
+def test_opening_a_capsule_imports_nothing_that_publishing_needs() -> None:
+    """Importing is most of the time that `vnfs mount` takes."""
+    code = "import sys, vnfsbuild.cli.edit, vnfsbuild.config, vnfsbuild.deliver.edit.mounts\nprint(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(eval(done.stdout))  # a list we printed
+    assert not {"zstandard", "shutil", "subprocess", "tomllib", "concurrent.futures", "vnfsbuild.store.toc"} & loaded
+
+
 def test_help_answers_at_once() -> None:
     took = []
     for _ in range(5):

@@ -97,12 +97,13 @@ def build_command(
     several by a list of them.
     """
     from vnfsbuild import pipeline
-    from vnfsbuild.host import mount, run
+    from vnfsbuild.host import mount
+    from vnfsbuild.host.user import require_root
     from vnfsbuild.model import check_tag
 
     if tag:
         check_tag(tag)
-    run.require_root("vnfs build", pipeline.WITHOUT_ROOT)
+    require_root("vnfs build", pipeline.WITHOUT_ROOT)
     # From here on our mounts are ours alone: the kernel takes them away with this process, however it ends.
     mount.isolate()
     # Nor does the caller's umask reach into the root.

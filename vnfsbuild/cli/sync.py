@@ -62,7 +62,7 @@ def livesync_command(
     """
     from vnfsbuild.deliver.livesync import Options, Policy, livesync
     from vnfsbuild.host.mount import isolate
-    from vnfsbuild.host.run import require_root
+    from vnfsbuild.host.user import require_root
 
     chosen = _nodes(nodes)
     target = app.store.get(name)

@@ -22,7 +22,7 @@ def verify_command(app: App, capsules: tuple[str, ...], deep: bool) -> int:
     """Check every byte of capsules (all of them when none is given). Exit code 3 when something is wrong."""
     from vnfsbuild.deliver.verify import verify
     from vnfsbuild.host.mount import isolate
-    from vnfsbuild.host.run import require_root
+    from vnfsbuild.host.user import require_root
     from vnfsbuild.model import Reference
 
     if deep:

@@ -9,7 +9,7 @@ from pathlib import Path
 from vnfsbuild.errors import NotFound, TrustError, UsageError
 from vnfsbuild.host import mount
 from vnfsbuild.host.fs import work_directory
-from vnfsbuild.host.run import require_root
+from vnfsbuild.host.user import require_root
 from vnfsbuild.model import Blob, Reference
 from vnfsbuild.progress import Monitor, Step
 from vnfsbuild.store.capsules import Capsule, Store

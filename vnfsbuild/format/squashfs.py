@@ -17,7 +17,8 @@ from typing import IO
 
 from vnfsbuild.errors import CommandFailed, HostError, TrustError
 from vnfsbuild.host.fs import resolve_in, space_errors, work_directory
-from vnfsbuild.host.run import require_root, run
+from vnfsbuild.host.run import run
+from vnfsbuild.host.user import require_root
 from vnfsbuild.store.toc import Entry, FileType
 
 # What mksquashfs takes a level for, and the word it takes it in.

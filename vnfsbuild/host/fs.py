@@ -6,7 +6,6 @@ import errno
 import fcntl
 import os
 import re
-import shutil
 import stat
 import time
 from collections.abc import Collection, Iterator
@@ -172,6 +171,9 @@ def remove_tree(path: Path) -> None:
     for entry in os.walk(path):
         if os.lstat(entry[0]).st_dev != device:
             raise HostError(f"{path} still has a file system mounted at {entry[0]}", f"umount {entry[0]}")
+    # Imported here because it brings three compressors with it, and vnfs mount must be instant.
+    import shutil  # noqa: PLC0415
+
     shutil.rmtree(path)
 
 

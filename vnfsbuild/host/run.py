@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vnfsbuild.errors import CommandFailed, NotRoot, ProgramMissing
+from vnfsbuild.errors import CommandFailed, ProgramMissing
 
 # Program to the Debian package that has it; `vnfs doctor` reads it too.
 PACKAGES: Mapping[str, str] = {
@@ -73,12 +73,6 @@ def which(program: str) -> str:
         package = PACKAGES.get(program, program)
         raise ProgramMissing(f"the program {program} is not installed", f"apt-get install {package}")
     return found
-
-
-def require_root(what: str, otherwise: str = "") -> None:
-    """Raise NotRoot unless we are root. `otherwise` says what works without."""
-    if os.geteuid() != 0:
-        raise NotRoot(f"{what} needs root", otherwise or "run it with sudo")
 
 
 def end(process: subprocess.Popen[bytes], *, patience: float = 3.0) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from vnfsbuild.deliver.edit import mounts
 from vnfsbuild.family.deb import shell as deb
-from vnfsbuild.host.run import require_root
 from vnfsbuild.host.sandbox import Bind, interactive_in, run_in
+from vnfsbuild.host.user import require_root
 from vnfsbuild.progress import Monitor
 
 _SHELLS = ("/bin/bash", "/bin/sh")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -22,7 +21,7 @@ from vnfsbuild.deliver.edit.busy import users
 from vnfsbuild.errors import Busy, Conflict, HostError, NotFound, TrustError
 from vnfsbuild.host import mount as host
 from vnfsbuild.host.fs import atomic_write, lock, make_directory, remove_tree, walk, xattr_names
-from vnfsbuild.host.run import require_root
+from vnfsbuild.host.user import require_root
 from vnfsbuild.model import Reference
 from vnfsbuild.store.capsules import Capsule, Store
 
@@ -170,7 +169,7 @@ def _open(store: Store, place: Place, capsule: Capsule, state: State, *, fresh: 
     existed = point.exists()
     with ExitStack() as undo:
         if fresh:
-            undo.callback(shutil.rmtree, place.root, ignore_errors=True)
+            undo.callback(_remove_quietly, place.root)
         make_directory(place.root, 0o700)  # what the edits hold, set-uid programs too, is not for the host's users
         for directory in (place.upper, place.work, place.layers):
             make_directory(directory)
@@ -183,6 +182,11 @@ def _open(store: Store, place: Place, capsule: Capsule, state: State, *, fresh: 
             undo.callback(point.rmdir)
         host.overlay(point, lower=lower, upper=place.upper, work=place.work)
         undo.pop_all()
+
+
+def _remove_quietly(directory: Path) -> None:
+    with suppress(OSError, HostError):
+        remove_tree(directory)
 
 
 def _mount_layers(store: Store, place: Place, capsule: Capsule, undo: ExitStack) -> list[Path]:

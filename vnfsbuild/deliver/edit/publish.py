@@ -19,7 +19,7 @@ from vnfsbuild.family.deb import inventory, scrub, shell
 from vnfsbuild.format.squashfs import compressor_of, pack_stream
 from vnfsbuild.host import mount as host
 from vnfsbuild.host.fs import make_directory, walk, work_directory
-from vnfsbuild.host.run import require_root
+from vnfsbuild.host.user import require_root
 from vnfsbuild.model import Blob
 from vnfsbuild.progress import Monitor
 from vnfsbuild.store import sbom
