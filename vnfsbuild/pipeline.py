@@ -26,7 +26,7 @@ from vnfsbuild.progress import Monitor
 from vnfsbuild.recipe import Phase, Recipe
 from vnfsbuild.store import sbom, toc
 from vnfsbuild.store.capsules import Capsule, Config, Kernel, State, Store
-from vnfsbuild.store.cas import hash_file
+from vnfsbuild.store.cas import digest_of, hash_file
 
 # What a build holds in memory at its peak, as a multiple of the compressed packages: the root, and those packages that
 # are uncompressed and not yet unpacked (measured: 8 to 9 on Debian).
@@ -201,12 +201,13 @@ def _make_root(
 
 @dataclass(frozen=True, slots=True)
 class _Packed:
-    """What the root became: its layer in the store, the rest still in the root and in scratch space."""
+    """What the root became, as blobs of the store; `tree` is the digest of what a node sees."""
 
-    tree: toc.Toc
+    tree: str
     layer: Blob
-    kernel: Path
-    initrd: Path
+    kernel: Blob
+    initrd: Blob
+    toc: Blob
     release: str
     losses: tuple[str, ...]
 
@@ -243,10 +244,14 @@ def _pack(wanted: Recipe, held: Lock, root: Path, space: Path, tools: Tools) -> 
                 "the largest files: " + ", ".join(f"{item.path} ({item.size >> 20} MiB)" for item in _largest(tree)),
             )
         with tools.monitor.step("check"), ThreadPoolExecutor(1) as pool:
-            storing = pool.submit(tools.store.blobs.adopt, layer)
+            # To make a blob durable is to wait for the disk.
+            storing = pool.submit(
+                lambda: (tools.store.blobs.adopt(layer), _take(tools.store, kernel), _take(tools.store, ramdisk))
+            )
             losses += _lost(tree, layer, space)
-            stored = storing.result()
-    return _Packed(tree, stored, kernel, ramdisk, release, losses)
+            canonical = tree.canonical()
+            blobs = (*storing.result(), tools.store.blobs.put_bytes(toc.Toc.pack(canonical)))
+    return _Packed(digest_of(canonical), *blobs, release, losses)
 
 
 def _lost(tree: toc.Toc, layer: Path, space: Path) -> tuple[str, ...]:
@@ -276,7 +281,7 @@ def _publish(
         name=wanted.name,
         version=0,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        tree=packed.tree.digest,
+        tree=packed.tree,
         family=family.get(wanted.distro.id).name,
         distro=held.distro,
         suite=held.suite,
@@ -288,17 +293,20 @@ def _publish(
         recipe=wanted.digest,
         lock=held.digest,
     )
-    kernel, ramdisk = _take(store, packed.kernel), _take(store, packed.initrd)
-    if newest and (newest.kernel, newest.initrd) == (kernel, ramdisk) and _says_the_same(newest.config, config):
+    if (
+        newest
+        and (newest.kernel, newest.initrd) == (packed.kernel, packed.initrd)
+        and _says_the_same(newest.config, config)
+    ):
         if tag:
             store.tag(newest, tag)
         return Report(newest, fresh=False, losses=packed.losses)
     capsule = store.publish(
         config,
         layers=[packed.layer],
-        kernel=kernel,
-        initrd=ramdisk,
-        toc=store.blobs.put_bytes(packed.tree.dump()),
+        kernel=packed.kernel,
+        initrd=packed.initrd,
+        toc=packed.toc,
         sbom=store.blobs.put_bytes(sbom_bytes),
         tag=tag,
     )
