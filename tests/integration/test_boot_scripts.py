@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(str(resources.files("vnfsbuild.hybrid").joinpath("boot")))
+NODE = SCRIPTS.parents[1] / "deliver/livesync/node/livesync.sh"
 LAYER = os.urandom(400_000)
 DIGEST = f"sha256:{hashlib.sha256(LAYER).hexdigest()}"
 PLAN = f"""\
@@ -121,6 +122,13 @@ def fetch(tmp_path: Path, servers: str) -> tuple[int, str]:
 def test_the_scripts_pass_shellcheck() -> None:
     done = subprocess.run(["shellcheck", "-x", "init", "udhcpc.sh", "install.sh"], cwd=SCRIPTS, capture_output=True,
                           text=True, check=False)  # fmt: skip
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_what_livesync_runs_on_a_node_passes_shellcheck() -> None:
+    # SC2016: most of it is commands that a later shell gets.
+    done = subprocess.run(["shellcheck", "--shell=sh", "--exclude=SC2016", NODE], capture_output=True, text=True,
+                          check=False)  # fmt: skip
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 

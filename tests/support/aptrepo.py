@@ -294,9 +294,9 @@ class HttpServer:
     """Serves a directory with Range, keep-alive and these faults, which may be set at any time:
 
     `cut` maps a path to how many bytes of each answer are sent before the connection is closed (a list: one entry per
-    request, then whole answers); `fail` maps a path to a list of status codes for its next requests; `stall` is a set
-    of paths that never answer; `ranges` False makes it ignore Range; `replace` maps a path to other bytes; `lengths`
-    False leaves out Content-Length.
+    request, then whole answers); `fail` maps a path to a list of status codes for its next requests, which
+    `fail_headers` go with; `stall` is a set of paths that never answer; `ranges` False makes it ignore Range;
+    `replace` maps a path to other bytes; `lengths` False leaves out Content-Length.
     `requests` lists (path, Range header) in order.
     """
 
@@ -305,6 +305,7 @@ class HttpServer:
         self.requests: list[tuple[str, str]] = []
         self.cut: dict[str, int | list[int]] = {}
         self.fail: dict[str, list[int]] = {}
+        self.fail_headers: dict[str, str] = {}
         self.replace: dict[str, bytes] = {}
         self.stall: set[str] = set()
         self.ranges = True
@@ -350,7 +351,7 @@ class HttpServer:
         if path in self.stall:
             self.stopping.wait()
         if self.fail.get(path):
-            self._status(handler, self.fail[path].pop(0))
+            self._status(handler, self.fail[path].pop(0), self.fail_headers)
             return
         file = self.root / path.lstrip("/")
         if path not in self.replace and not file.is_file():

@@ -121,6 +121,14 @@ def test_a_busy_server_is_asked_again(server: HttpServer, downloader: Downloader
     assert downloader.file(f"{server.url}/file", blob=BLOB).read_bytes() == DATA
 
 
+def test_a_busy_server_is_left_alone_as_long_as_it_asks(server: HttpServer, downloader: Downloader) -> None:
+    server.fail["/file"] = [503]
+    server.fail_headers = {"Retry-After": "3"}
+    began = time.monotonic()
+    assert downloader.file(f"{server.url}/file", blob=BLOB).read_bytes() == DATA
+    assert time.monotonic() - began >= 3
+
+
 def test_a_missing_file_is_not_asked_for_again(server: HttpServer, downloader: Downloader) -> None:
     with pytest.raises(NetworkError, match=r"/gone: HTTP 404") as caught:
         downloader.file(f"{server.url}/gone", blob=BLOB)

@@ -134,7 +134,7 @@ class Job:
                 f"could not get {url}: {error} (tried {failures} times)",
                 "look at the network and the mirror, then run it again: what was downloaded is kept",
             ) from error.__cause__
-        self._wait(backoff(failures))
+        self._wait(max(backoff(failures), error.wait))
 
     def _wait(self, seconds: float) -> None:
         if self._stop.wait(seconds):

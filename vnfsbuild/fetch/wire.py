@@ -13,7 +13,7 @@ import requests
 import urllib3
 
 from vnfsbuild.errors import NetworkError, NotFoundOnServer, TrustError, UsageError
-from vnfsbuild.host.http import TRANSIENT, reason, session
+from vnfsbuild.host.http import TRANSIENT, asked_to_wait, reason, session
 
 CHUNK = 256 << 10
 _BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError, ConnectionError, TimeoutError)
@@ -21,7 +21,11 @@ _NO_ADDRESS = (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema
 
 
 class Transient(Exception):
-    """The server broke off or asked us to come back."""
+    """The server broke off or asked us to come back, in `wait` seconds if it said so."""
+
+    def __init__(self, message: str, *, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait
 
 
 class Cancelled(Exception):
@@ -146,7 +150,7 @@ def _extent(response: requests.Response, start: int, url: str) -> tuple[int, int
     """Where the answer begins in the file, and how large the file is as far as the server says."""
     status = response.status_code
     if status in TRANSIENT:
-        raise Transient(f"HTTP {status} {response.reason}")
+        raise Transient(f"HTTP {status} {response.reason}", wait=asked_to_wait(response))
     if status == requests.codes.partial_content:
         unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
         span, _, total = rest.partition("/")

@@ -4,6 +4,7 @@ long that is, and why a request really failed. Sends nothing itself."""
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 
 import requests
 
@@ -14,6 +15,7 @@ from vnfsbuild.model import one_line
 TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 30.0
+_LONGEST_OBEYED = 60.0
 
 
 def session() -> requests.Session:
@@ -26,6 +28,13 @@ def session() -> requests.Session:
 def backoff(failures: int) -> float:
     """Seconds to wait after `failures` (from 1) in a row: doubling, and never in step with other clients."""
     return min(_LONGEST_WAIT, _FIRST_WAIT * (1 << min(failures - 1, 16))) * random.uniform(0.5, 1.5)  # noqa: S311
+
+
+def asked_to_wait(response: requests.Response) -> float:
+    """The seconds that a busy server asks us to stay away (Retry-After, RFC 9110), a minute at most; else 0."""
+    with suppress(ValueError):
+        return min(_LONGEST_OBEYED, max(0.0, float(response.headers.get("Retry-After", "0"))))
+    return 0.0
 
 
 def reason(error: BaseException) -> str:

@@ -20,13 +20,12 @@ from requests.auth import AuthBase
 
 from vnfsbuild.deliver.transfer.remote import Credentials
 from vnfsbuild.errors import NetworkError, NotFound, TrustError, VnfsError
-from vnfsbuild.host.http import TRANSIENT, backoff, reason, session
+from vnfsbuild.host.http import TRANSIENT, asked_to_wait, backoff, reason, session
 from vnfsbuild.model import one_line
 
 _TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_REDIRECTS = 5
-_MAX_WAIT = 60.0
 _MAX_TOKEN = 1 << 20
 _PARAMETER = re.compile(r'([a-zA-Z_]+)\s*=\s*(?:"([^"]*)"|([^\s,"]+))')
 
@@ -253,12 +252,6 @@ def _origin(url: str) -> tuple[str, str, int | None]:
         return "", "", None
 
 
-def _retry_after(response: requests.Response) -> float:
-    with suppress(ValueError):
-        return min(_MAX_WAIT, max(0.0, float(response.headers.get("Retry-After", "0"))))
-    return 0.0
-
-
 def _refusal(method: str, url: str, response: requests.Response) -> VnfsError:
     """The error that an answer means, with what the registry says about it."""
     said = ""
@@ -271,7 +264,7 @@ def _refusal(method: str, url: str, response: requests.Response) -> VnfsError:
     if response.status_code in {401, 403}:
         return VnfsError(text, "these credentials may not do that; see docker login, or VNFS_REGISTRY_USER")
     if response.status_code in TRANSIENT:
-        return _Later(text, "the registry is in trouble; try again later", wait=_retry_after(response))
+        return _Later(text, "the registry is in trouble; try again later", wait=asked_to_wait(response))
     if "DIGEST_INVALID" in said:
         return TrustError(text, "the bytes sent are not what they are named by: vnfs verify")
     return VnfsError(text)
