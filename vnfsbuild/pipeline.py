@@ -120,8 +120,9 @@ def build(
 ) -> Report:
     """Compile one recipe into the next version of its capsule.
 
-    Everything happens in scratch space of its own; the store changes only by the last step. With `keep_failed` the
-    root of a failed build is copied to that directory before the scratch space goes.
+    Everything happens in scratch space of its own, but that the layer is written where it will stay; no version appears
+    before the last step. With `keep_failed` the root of a failed build is copied to that directory before the scratch
+    space goes.
     """
     require_root("vnfs build", WITHOUT_ROOT)
     wanted = load(path, tools)
@@ -243,22 +244,19 @@ def _pack(wanted: Recipe, held: Lock, root: Path, space: Path, tools: Tools) -> 
                 f"{wanted.name} is {size >> 20} MiB packed, and its budget is {wanted.budget >> 20} MiB",
                 "the largest files: " + ", ".join(f"{item.path} ({item.size >> 20} MiB)" for item in _largest(tree)),
             )
-        with tools.monitor.step("check"), ThreadPoolExecutor(1) as pool:
-            # To make a blob durable is to wait for the disk.
+        check = fs.make_directory(space / "check")
+        with tools.monitor.step("check"), ThreadPoolExecutor(1) as pool, mount.layers([layer], check) as view:
+            # Beside the check, because to make a blob durable is to wait for the disk. Not before the layer is mounted:
+            # storing it takes its name away.
             storing = pool.submit(
                 lambda: (tools.store.blobs.adopt(layer), _take(tools.store, kernel), _take(tools.store, ramdisk))
             )
-            losses += _lost(tree, layer, space)
+            # What the layer does not hold of the tree: the packed metadata read back through the kernel.
+            packed = toc.Toc.of(toc.read_entry(view, path, info) for path, info in fs.walk(view))
+            losses += toc.losses(tree, packed)
             canonical = tree.canonical()
             blobs = (*storing.result(), tools.store.blobs.put_bytes(toc.Toc.pack(canonical)))
     return _Packed(digest_of(canonical), *blobs, release, losses)
-
-
-def _lost(tree: toc.Toc, layer: Path, space: Path) -> tuple[str, ...]:
-    """What the layer does not hold of the tree: the packed metadata read back through the kernel."""
-    scratch = fs.make_directory(space / "check")
-    with mount.layers([layer], scratch) as view:
-        return toc.losses(tree, toc.Toc.of(toc.read_entry(view, path, info) for path, info in fs.walk(view)))
 
 
 def _largest(tree: toc.Toc) -> list[toc.Entry]:

@@ -17,7 +17,7 @@ from tests.support.capsules import make_capsule
 from vnfsbuild.cli.main import COMMANDS, vnfs
 from vnfsbuild.store.capsules import Store
 
-VNFS = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()"]
+VNFS = [sys.executable, "-c", "from vnfsbuild.cli.main import program; program()"]
 
 
 def run(*words: str | Path, store: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -89,6 +89,14 @@ def test_opening_a_capsule_imports_nothing_that_publishing_needs() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(eval(done.stdout))  # a list we printed
     assert not {"zstandard", "shutil", "subprocess", "tomllib", "concurrent.futures", "vnfsbuild.store.toc"} & loaded
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize(("word", "code"), [("--version", 0), ("--nonsense", 2)])
+def test_the_exit_code_is_right_when_the_caller_closed_a_stream(closed: str, word: str, code: int) -> None:
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *VNFS, word], capture_output=True, check=False)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
 
 
 def test_help_answers_at_once() -> None:

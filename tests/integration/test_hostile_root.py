@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,42 @@ def test_the_resolver_is_shown_through_links_within_the_root(root: Path) -> None
         (root / "etc/real.conf").write_text("own\n")
         assert run_in(root, ["cat", "/etc/resolv.conf"], network=True).output == said
     assert (root / "etc/real.conf").read_text() == "own\n"
+
+
+def test_the_resolver_is_not_written_into_what_a_bind_shows(root: Path, outside: Path, tmp_path: Path) -> None:
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    (shown / "conf").write_text("precious\n")
+    (shown / "link").symlink_to(outside / "etc/machine-id")
+    before = _state(outside) | _state(shown)
+    for name in ("conf", "link"):
+        _replace_by_link(root / "etc/resolv.conf", f"/run/shown/{name}")
+        run_in(root, ["true"], network=True, binds=[Bind(shown, "/run/shown")])
+    assert _state(outside) | _state(shown) == before
+
+
+def test_a_root_that_was_prepared_for_chroot_is_a_sandbox_all_the_same(root: Path) -> None:
+    """mount -a passes over what is mounted already: the host's /proc, a writable /sys, a /dev without terminals."""
+    for name in ("proc", "sys", "dev"):
+        (root / name).mkdir()
+    prepare = (
+        'set -e; mount --bind /proc "$0/proc"; mount --bind /sys "$0/sys"; mount --rbind /dev "$0/dev"\n'
+        'mount --bind /dev/null "$0/dev/null"; exec "$@"'
+    )
+    look = (
+        "import sys\nfrom pathlib import Path\nfrom vnfsbuild.host.sandbox import run_in\n"
+        "script = 'ls -d /proc/[0-9]* && cat /proc/self/mounts && ls -l /dev/ptmx /dev/null /dev/pts/ptmx'\n"
+        "print(run_in(Path(sys.argv[1]), ['sh', '-c', script]).text)"
+    )
+    argv = ["unshare", "--mount", "--propagation", "private", "sh", "-c", prepare, root, sys.executable, "-c", look]
+    said = subprocess.run([*argv, root], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert sum(line.startswith("/proc/") for line in said) < 5, "the host's processes are not seen"
+    mounts = {line.split()[1]: line.split()[3].split(",") for line in said if " 0 0" in line}
+    assert {"nosuid", "nodev", "noexec"} <= set(mounts["/proc"])
+    assert "ro" in mounts["/sys"]
+    assert {"/dev/pts", "/dev/shm", "/dev/null"} <= set(mounts)
+    kinds = {word: line[0] for line in said for word in line.split()[-1:] if line[1:3] in {"rw", "r-"}}
+    assert (kinds["/dev/null"], kinds["/dev/pts/ptmx"]) == ("c", "c")
 
 
 def test_a_bind_lands_where_the_root_means_it(root: Path, outside: Path, tmp_path: Path) -> None:

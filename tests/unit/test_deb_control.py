@@ -18,6 +18,16 @@ def test_a_stanza_keeps_continuation_lines() -> None:
     }
 
 
+def test_field_names_have_no_case_and_lines_end_at_line_ends_only() -> None:
+    text = "package: a\nPRE-depends: b\nDescription: short\n one\x0ctwo\x85three\u2028four\rfive\nX-Own: y"
+    assert parse_stanza(text) == {
+        "Package": "a",
+        "Pre-Depends": "b",
+        "Description": "short\none\x0ctwo\x85three\u2028four\rfive",
+        "X-Own": "y",
+    }
+
+
 @pytest.mark.parametrize("text", [" starts with a blank", "no colon", "Key: v\n\x00bad"])
 def test_what_is_no_stanza_is_refused(text: str) -> None:
     with pytest.raises(ResolveError):

@@ -120,7 +120,6 @@ def program() -> NoReturn:
     try:
         main()
     except SystemExit as end:
-        sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else 1)
 
 
@@ -171,5 +170,6 @@ def _report(error: VnfsError, *, as_json: bool) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    sys.stdout.flush()
+    if sys.stdout:  # None where the caller closed it
+        sys.stdout.flush()
     sys.exit(code)

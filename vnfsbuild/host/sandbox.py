@@ -28,6 +28,9 @@ _ENVIRONMENT = {
 }
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _RESOLVER, _HOSTS, _TABLE = "run/.vnfs-resolv.conf", "run/.vnfs-hosts", "run/.vnfs-mounts"
+# mount -a passes over what it finds mounted already, even where that is hidden or is somebody else's: an administrator
+# may have prepared the root for chroot. So our file systems have a source of their own, and /dev is made elsewhere.
+_OURS, _DEV = "vnfs", "run/.vnfs-dev"
 # Where the sandbox mounts file systems of its own.
 _COVERED = ("proc", "sys", "dev", "run")
 
@@ -56,22 +59,26 @@ def _script(root: Path, binds: Sequence[Bind], *, network: bool, cwd: str) -> st
         f"cd {shlex.quote(str(root))}",
         "mkdir -p proc sys dev run; [ -e tmp ] || [ -L tmp ] || mkdir -m 1777 tmp",
         "mount -t tmpfs -o mode=755,nosuid,nodev run run",
+        f"mkdir {_DEV}; mkdir -m 1777 run/lock",
         _mounts(
             [
-                ("proc", root / "proc", "proc", "nosuid,nodev,noexec"),
-                ("sysfs", root / "sys", "sysfs", "ro,nosuid,nodev,noexec"),
-                ("dev", root / "dev", "tmpfs", "mode=755,nosuid"),
+                (_OURS, root / "proc", "proc", "nosuid,nodev,noexec"),
+                (_OURS, root / "sys", "sysfs", "ro,nosuid,nodev,noexec"),
+                (_OURS, root / _DEV, "tmpfs", "mode=755,nosuid"),
             ]
         ),
-        "mkdir dev/pts dev/shm; mkdir -m 1777 run/lock",
-        " ".join(f">dev/{name}" for name in _DEVICES),
-        "ln -s pts/ptmx /proc/self/fd dev/",
-        "ln -s /proc/self/fd/0 dev/stdin; ln -s /proc/self/fd/1 dev/stdout; ln -s /proc/self/fd/2 dev/stderr",
+        f"mkdir {_DEV}/pts {_DEV}/shm",
+        " ".join(f">{_DEV}/{name}" for name in _DEVICES),
+        f"ln -s pts/ptmx /proc/self/fd {_DEV}/",
+        *(f"ln -s /proc/self/fd/{number} {_DEV}/{name}" for number, name in enumerate(("stdin", "stdout", "stderr"))),
     ]
+    if network:
+        # Before the binds: what they show below /run is not ours to write to.
+        lines += [*_resolver_lines(root), *_hosts_lines(root)]
     table = [
-        *((f"/dev/{name}", root / "dev" / name, "none", "bind") for name in _DEVICES),
-        ("devpts", root / "dev/pts", "devpts", "newinstance,ptmxmode=0666,mode=620,gid=5"),
-        ("shm", root / "dev/shm", "tmpfs", "mode=1777,nosuid,nodev"),
+        *((f"/dev/{name}", root / _DEV / name, "none", "bind") for name in _DEVICES),
+        (_OURS, root / _DEV / "pts", "devpts", "newinstance,ptmxmode=0666,mode=620,gid=5"),
+        (_OURS, root / _DEV / "shm", "tmpfs", "mode=1777,nosuid,nodev"),
     ]
     for bind in binds:
         place = _place(root, bind.target)
@@ -81,9 +88,7 @@ def _script(root: Path, binds: Sequence[Bind], *, network: bool, cwd: str) -> st
             if not bind.source.is_dir():
                 lines.append(f">{shlex.quote(f'./{place}')}")
         table.append((str(bind.source), root / place, "none", "bind,ro" if bind.read_only else "bind"))
-    lines.append(_mounts(table))
-    if network:
-        lines += [*_resolver_lines(root), *_hosts_lines(root)]
+    lines += [_mounts(table), f"mount --move {_DEV} dev; rmdir {_DEV}"]
     # The shell stays, as process 1 of the namespace: the kernel spares process 1 every signal that it does not handle,
     # so that Ctrl-C would not end a command that took its place.
     lines.append(f'exec chroot . sh -c \'cd "$0" && "$@"; exit $?\' {shlex.quote(cwd)} "$@"')

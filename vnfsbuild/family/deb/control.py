@@ -15,6 +15,16 @@ _RELATION = re.compile(
     r"\s*(?:\[[^\]]*\])?\s*(?:<[^>]*>\s*)*"
 )
 
+# Names of fields have no case; these are the ones that are looked for.
+_SPELLED = {
+    name.lower(): name
+    for name in (
+        *("Package", "Version", "Architecture", "Multi-Arch", "Essential", "Priority", "Filename", "Size", "SHA256"),
+        *("Protected", "Important", "Status", "Suite", "Codename", "Date", "Valid-Until"),
+        *("Pre-Depends", "Depends", "Recommends", "Suggests", "Provides", "Conflicts", "Breaks", "Replaces"),
+    )
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Relation:
@@ -41,14 +51,14 @@ def parse_stanza(text: str) -> dict[str, str]:
     """
     fields: dict[str, str] = {}
     name = ""
-    for line in text.strip("\n").splitlines():
+    for line in text.strip("\n").split("\n"):
         if line[:1] in {" ", "\t"} and name:
             fields[name] += f"\n{line[1:]}"
             continue
         match = _FIELD.fullmatch(line)
         if not match:
             raise ResolveError(f"{line[:80]!r} is not a line of control data")
-        name = match[1]
+        name = _SPELLED.get(match[1].lower(), match[1])
         fields[name] = match[2].rstrip()
     return fields
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from vnfsbuild.errors import ResolveError
 from vnfsbuild.family.deb.control import parse_relations, parse_stanza, single
 from vnfsbuild.lockfile import LockedPackage
 
@@ -21,7 +22,8 @@ class Relations:
 
     @classmethod
     def read(cls, stanzas: Mapping[str, str]) -> Relations:
-        fields = {name: parse_stanza(stanza) for name, stanza in stanzas.items()}
+        """From the control stanzas of packages, by name. Raises ResolveError naming the package whose is damaged."""
+        fields = {name: _fields(name, stanza) for name, stanza in stanzas.items()}
         provided: dict[str, set[str]] = {name: {name} for name in stanzas}
         for name, stanza in fields.items():
             for virtual in single(stanza.get("Provides", "")):
@@ -78,6 +80,13 @@ class Relations:
             if closure <= unpacked:
                 ready |= closure
         return ready
+
+
+def _fields(name: str, stanza: str) -> dict[str, str]:
+    try:
+        return parse_stanza(stanza)
+    except ResolveError as error:
+        raise ResolveError(f"the package {name}: {error.message}", error.hint) from error
 
 
 def batches(packages: Iterable[LockedPackage], count: int) -> list[list[str]]:

@@ -47,7 +47,7 @@ class Supply:
         self._stop = threading.Event()
 
     def path(self, name: str) -> Path:
-        """Where the uncompressed package lies once `wait` has returned."""
+        """Where the uncompressed package lies, from `wait` until `drop`."""
         return self.directory / f"{name}.deb"
 
     def wait(self, names: Iterable[str]) -> None:
@@ -56,7 +56,7 @@ class Supply:
         self._until(lambda: wanted <= self._ready)
 
     def drop(self, names: Iterable[str]) -> None:
-        """Forget uncompressed packages that are installed: their memory is wanted for what comes."""
+        """Forget uncompressed packages that are unpacked: their memory is wanted for what comes."""
         for name in names:
             self.path(name).unlink(missing_ok=True)
 
