@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vnfsbuild.errors import HostError, TrustError
+from vnfsbuild.errors import CommandFailed, HostError, TrustError
 from vnfsbuild.family.deb import shell
 from vnfsbuild.family.deb.scrub import scrub
 from vnfsbuild.format.squashfs import pack_tree, read_files
@@ -102,6 +102,16 @@ def test_the_resolver_is_not_written_into_what_a_bind_shows(root: Path, outside:
         _replace_by_link(root / "etc/resolv.conf", f"/run/shown/{name}")
         run_in(root, ["true"], network=True, binds=[Bind(shown, "/run/shown")])
     assert _state(outside) | _state(shown) == before
+
+
+@pytest.mark.parametrize("target", ["/run/.vnfs-dev/fd/1", "/run/.vnfs-dev", "/run/.vnfs-mounts/x", "/run/lock/x"])
+def test_a_link_to_what_the_sandbox_is_made_of_is_refused(target: str, root: Path) -> None:
+    _replace_by_link(root / "etc/resolv.conf", target)
+    with pytest.raises(CommandFailed):
+        run_in(root, ["true"], network=True)
+    _replace_by_link(root / "var/lib/apt/lists", "/run/.vnfs-dev/pts")
+    with pytest.raises(TrustError, match="leads to /run/"):
+        run_in(root, ["true"], binds=[Bind(root / "etc", "/var/lib/apt/lists")])
 
 
 def test_a_root_that_was_prepared_for_chroot_is_a_sandbox_all_the_same(root: Path) -> None:

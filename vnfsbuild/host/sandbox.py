@@ -59,6 +59,8 @@ def _script(root: Path, binds: Sequence[Bind], *, network: bool, cwd: str) -> st
         f"cd {shlex.quote(str(root))}",
         "mkdir -p proc sys dev run; [ -e tmp ] || [ -L tmp ] || mkdir -m 1777 tmp",
         "mount -t tmpfs -o mode=755,nosuid,nodev run run",
+        # While /run is empty: what is made or shown there later is nothing that a link of the root may lead to.
+        *([*_resolver_lines(root), *_hosts_lines(root)] if network else ()),
         f"mkdir {_DEV}; mkdir -m 1777 run/lock",
         _mounts(
             [
@@ -72,9 +74,6 @@ def _script(root: Path, binds: Sequence[Bind], *, network: bool, cwd: str) -> st
         f"ln -s pts/ptmx /proc/self/fd {_DEV}/",
         *(f"ln -s /proc/self/fd/{number} {_DEV}/{name}" for number, name in enumerate(("stdin", "stdout", "stderr"))),
     ]
-    if network:
-        # Before the binds: what they show below /run is not ours to write to.
-        lines += [*_resolver_lines(root), *_hosts_lines(root)]
     table = [
         *((f"/dev/{name}", root / _DEV / name, "none", "bind") for name in _DEVICES),
         (_OURS, root / _DEV / "pts", "devpts", "newinstance,ptmxmode=0666,mode=620,gid=5"),
@@ -118,7 +117,7 @@ def _check_mount_points(root: Path) -> None:
 def _place(root: Path, path: str) -> Path:
     """Where to mount what shall appear at `path`, relative to the root; below one of _COVERED it is on our own."""
     place = resolve_in(root, path, covered=_COVERED).relative_to(root)
-    if not place.parts or place.parts[0] in _COVERED[:-1] or place == Path("run"):
+    if not place.parts or place.parts[0] in _COVERED[:-1] or place == Path("run") or place.is_relative_to(_DEV):
         raise TrustError(f"{path} in {root} leads to /{place}", "no program is run in such a root")
     return place
 
