@@ -80,7 +80,13 @@ def lock(wanted: Recipe, tools: Tools, *, update: bool = False, locked: bool = F
     cannot be written raises HostError, or with `must_write` false is only noted.
     """
     path = lock_path(wanted, tools)
-    held = None if update else lockfile.read(path)
+    try:
+        held = None if update else lockfile.read(path)
+    except RecipeError as error:
+        if locked:
+            raise
+        tools.monitor.note(f"{error.message}; it is made anew")
+        held = None
     if held and held.inputs == wanted.inputs:
         return held
     if locked:

@@ -99,6 +99,14 @@ def test_the_exit_code_is_right_when_the_caller_closed_a_stream(closed: str, wor
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full"])
+def test_progress_that_nobody_can_see_ends_nothing(stderr: str, tmp_path: Path) -> None:
+    words = [*VNFS, "--store", str(tmp_path), "verify", "--progress", "plain", "--json"]
+    done = subprocess.run(["sh", "-c", f'"$@" {stderr}', "sh", *words], capture_output=True, check=False)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["ok"]
+
+
 def test_help_answers_at_once() -> None:
     took = []
     for _ in range(5):

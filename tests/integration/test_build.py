@@ -232,6 +232,16 @@ def test_a_mirror_that_is_gone_is_named(site: Site) -> None:
     assert site.is_clean()
 
 
+def test_a_damaged_lock_is_made_anew_and_refused_where_it_must_hold(site: Site) -> None:
+    recipe = site.recipe()
+    path = recipe.with_suffix(".lock")
+    for words in (["lock"], ["lock", "--update"], ["build"]):
+        path.write_text("garbage")
+        assert "is not a lock" in site.run("build", recipe, "--locked", code=1).stderr
+        site.run(*words, recipe)
+        assert "mini-kernel" in path.read_text()
+
+
 def test_a_stale_lock_is_an_answer_of_its_own(site: Site) -> None:
     recipe = site.recipe()
     site.run("build", recipe, "--locked", code=3)

@@ -253,6 +253,20 @@ def test_a_changed_kernel_is_said_loudly(site: Site) -> None:
     assert any("rebuild the recipe" in warning for warning in site.umount().warnings)
 
 
+def test_packages_and_kernel_follow_directories_that_go_as_a_whole(site: Site) -> None:
+    at = site.mount()
+    (at / "boot").mkdir()
+    (at / "boot/vmlinuz-6.1.0-2-amd64").write_text("new kernel")
+    site.umount()
+    at = site.mount()
+    shutil.rmtree(at / "boot")
+    shutil.move(at / "var/lib/dpkg", at / "empty/dpkg")
+    outcome = site.umount()
+    assert any("/boot/vmlinuz-6.1.0-2-amd64" in warning for warning in outcome.warnings)
+    assert outcome.capsule is not None
+    assert sbom.packages(site.store.blobs.read(outcome.capsule.sbom)) == ()
+
+
 def test_sockets_stay_with_their_process(site: Site) -> None:
     import socket
 
@@ -274,6 +288,61 @@ def test_a_mounted_capsule_is_not_mounted_again(site: Site) -> None:
     with pytest.raises(Conflict, match=str(site.at)):
         mounts.mount(site.store, site.work, "tiny", site.base / "elsewhere")
     assert not (site.base / "elsewhere").exists()
+
+
+def test_a_view_that_is_shown_twice_is_not_taken_apart(site: Site) -> None:
+    at = site.mount()
+    (at / "etc/motd").write_text("x")
+    second = site.base / "second"
+    second.mkdir()
+    subprocess.run(["mount", "--bind", at, second], check=True)
+    try:
+        for leave in (site.umount, lambda: mounts.close(site.work, "tiny")):
+            with pytest.raises(Busy, match=str(second)) as caught:
+                leave()
+            assert str(second) in caught.value.hint or str(at) in caught.value.hint
+        assert (at / "etc/motd").read_text() == "x"
+    finally:
+        subprocess.run(["umount", second], check=True)
+    assert site.umount().capsule is not None
+
+
+@pytest.mark.parametrize("place", ["full", "store", "store/new", "work", "work/mounts/x"])
+def test_a_capsule_is_not_mounted_over_what_is_needed(site: Site, place: str) -> None:
+    (site.base / "full").mkdir()
+    (site.base / "full/file").touch()
+    there = (site.base / place).exists()
+    with pytest.raises(Conflict, match=r"is not empty|is a place of vnfs"):
+        mounts.mount(site.store, site.work, "tiny", site.base / place)
+    assert (site.base / place).exists() == (there or place == "work")
+    assert mounts.opened(site.work) == {}
+
+
+def test_edits_without_a_record_are_not_thrown_away(site: Site) -> None:
+    at = site.mount()
+    (at / "etc/motd").write_text("x")
+    record = site.work / "mounts/tiny/state.json"
+    kept = record.read_bytes()
+    record.unlink()
+    for gone in (False, True):
+        if gone:
+            subprocess.run(["umount", at], check=True)
+        with pytest.raises(Conflict, match="edits of tiny in"):
+            mounts.mount(site.store, site.work, "tiny", site.base / "other")
+        assert (site.work / "mounts/tiny/upper/etc/motd").read_text() == "x"
+    record.write_bytes(kept)
+    assert site.mount() == at
+
+
+def test_edits_that_fill_the_disk_are_shown_again(site: Site) -> None:
+    """The record of what is open is left alone when it is right: there may be no room for another."""
+    at = site.mount()
+    (at / "etc/motd").write_text("x")
+    subprocess.run(["umount", at], check=True)
+    record = site.work / "mounts/tiny/state.json"
+    before = record.stat().st_ino
+    site.mount()
+    assert record.stat().st_ino == before
 
 
 def test_edits_survive_a_reboot(site: Site) -> None:

@@ -77,6 +77,11 @@ def test_list_show_and_history_tell_a_capsule(vnfs: Path) -> None:
     assert (listed["versions"], listed["mounted"]) == ([1, 2], None)
     run(vnfs, "mount", "tiny", "--at", str(vnfs / "at"))
     assert f"tiny:2 at {vnfs / 'at'}" in run(vnfs, "list").stdout
+    (vnfs / "work/mounts/tiny/state.json").rename(vnfs / "state")
+    (vnfs / "work/mounts/tiny/state.json").write_text("{")
+    assert "tiny" in run(vnfs, "list").stdout
+    assert "root can see where" in run(vnfs, "list").stdout
+    (vnfs / "state").rename(vnfs / "work/mounts/tiny/state.json")
     shown = json.loads(run(vnfs, "show", "tiny", "--json").stdout)
     assert (shown["packages"], len(shown["layers"]), shown["message"]) == (2, 2, "many things")
     assert shown["digest"] in run(vnfs, "show", "tiny:2").stdout

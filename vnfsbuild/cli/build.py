@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from vnfsbuild.cli.common import App, amount, command, identity
+from vnfsbuild.errors import RecipeError
 
 if TYPE_CHECKING:
     from vnfsbuild.lockfile import Lock
@@ -55,7 +57,9 @@ def lock_command(app: App, recipe: Path, update: bool, check: bool, mirror: str 
     tools = _tools(app, mirror)
     wanted = pipeline.load(_find(recipe), tools)
     path = pipeline.lock_path(wanted, tools)
-    before = lockfile.read(path)
+    before = None
+    with suppress(RecipeError):  # it is made anew, or refused by --check
+        before = lockfile.read(path)
     held = pipeline.lock(wanted, tools, update=update, locked=check)
     changes = _changes(before, held)
     data = {

@@ -25,14 +25,17 @@ def list_command(app: App) -> None:
     """List the capsules in the store, with their newest version, size and tags, and whether they are mounted."""
     from vnfsbuild.deliver.edit.mounts import opened
 
-    open_now = opened(app.settings.work)
+    unknown = {"at": None, "reference": None}
+    open_now = {
+        name: {"at": state.at, "reference": state.reference} if state else unknown
+        for name, state in opened(app.settings.work).items()
+    }
     records = []
     for name in app.store.names():
         versions = app.store.versions(name)
         newest = app.store.get(f"{name}:{versions[-1]}")
         numbers = {app.store.get(f"{name}:{version}").digest: version for version in versions}
         tags = {tag: numbers.get(digest) for tag, digest in app.store.tags(name).items()}
-        state = open_now.get(name)
         record = {
             "name": name,
             "versions": list(versions),
@@ -40,10 +43,16 @@ def list_command(app: App) -> None:
             **identity(newest),
             "created": newest.config.created,
             "tags": tags,
-            "mounted": {"at": state.at, "reference": state.reference} if state else None,
+            "mounted": open_now.get(name),
         }
         records.append(record)
     app.emit(records, lambda: _listing(records) if records else f"no capsules in {app.store.root} yet: vnfs build")
+
+
+def _mounted(where: dict[str, str | None] | None) -> str:
+    if where is None:
+        return "-"
+    return f"{where['reference']} at {where['at']}" if where["at"] else "yes (root can see where)"
 
 
 def _listing(records: list[dict[str, Any]]) -> str:
@@ -55,7 +64,7 @@ def _listing(records: list[dict[str, Any]]) -> str:
             amount(record["size"]),
             record["created"],
             " ".join(f"{tag}={version}" for tag, version in record["tags"].items()) or "-",
-            f"{record['mounted']['reference']} at {record['mounted']['at']}" if record["mounted"] else "-",
+            _mounted(record["mounted"]),
         )
         for record in records
     ]

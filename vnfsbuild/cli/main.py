@@ -117,6 +117,11 @@ def main(argv: list[str] | None = None) -> NoReturn:
 def program() -> NoReturn:
     """What the command `vnfs` is: `main`, without the tidying up of the interpreter, which takes longer than much of
     what is asked. Everything of ours is closed when `main` ends, and the kernel takes the memory."""
+    for stream in range(3):  # else a file that we open takes the place of one that the caller closed
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     try:
         main()
     except SystemExit as end:
@@ -163,9 +168,10 @@ def _report(error: VnfsError, *, as_json: bool) -> int:
     if as_json:
         click.echo(json.dumps({"error": error_record(error)}))
         return error.exit_code
-    click.echo(printable(f"vnfs: {error.message}"), err=True)
-    if error.hint:
-        click.echo(printable(f"  {error.hint}"), err=True)
+    with suppress(OSError):
+        click.echo(printable(f"vnfs: {error.message}"), err=True)
+        if error.hint:
+            click.echo(printable(f"  {error.hint}"), err=True)
     return error.exit_code
 
 

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from vnfsbuild.cli.common import amount, printable
@@ -16,7 +16,7 @@ from vnfsbuild.progress import Monitor, Silent, Step
 
 def choose(mode: str) -> Monitor:
     """The listener for --progress; "auto" means bars on a terminal, else plain lines."""
-    if mode == "none":
+    if mode == "none" or sys.stderr is None:  # None where the caller closed it
         return Silent()
     if mode == "json":
         return Lines(_Json())
@@ -31,7 +31,8 @@ def choose(mode: str) -> Monitor:
 class _Plain:
     @staticmethod
     def _say(line: str) -> None:
-        print(printable(line), file=sys.stderr, flush=True)
+        with suppress(OSError):  # what cannot be shown must not end what is done
+            print(printable(line), file=sys.stderr, flush=True)
 
     def start(self, title: str) -> None:
         self._say(f"vnfs: {title} ...")
@@ -51,7 +52,8 @@ class _Plain:
 class _Json:
     @staticmethod
     def _say(event: str, **fields: Any) -> None:
-        print(json.dumps({"event": event, **fields}), file=sys.stderr, flush=True)
+        with suppress(OSError):
+            print(json.dumps({"event": event, **fields}), file=sys.stderr, flush=True)
 
     def start(self, title: str) -> None:
         self._say("start", step=title)

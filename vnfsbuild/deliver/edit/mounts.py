@@ -87,10 +87,14 @@ class Place:
 
     def mounted_at(self) -> Path | None:
         """Where this capsule's view is mounted right now, in our namespace."""
-        return _overlay_of(self.upper)
+        return next(iter(self.views()), None)
+
+    def views(self) -> tuple[Path, ...]:
+        """Every place where the view is mounted: one, unless somebody bound it to another."""
+        return tuple(_overlays_of(self.upper))
 
     def has_edits(self) -> bool:
-        return next(os.scandir(self.upper), None) is not None
+        return self.upper.is_dir() and next(os.scandir(self.upper), None) is not None
 
 
 def _recorded(file: Path) -> State | None:
@@ -100,8 +104,8 @@ def _recorded(file: Path) -> State | None:
         return None
 
 
-def _overlay_of(upper: Path) -> Path | None:
-    """The mount point of the overlay that writes to `upper`. The kernel tells its options in mountinfo."""
+def _overlays_of(upper: Path) -> Iterator[Path]:
+    """The mount points of the overlay that writes to `upper`. The kernel tells its options in mountinfo."""
     wanted = os.fsencode(upper)
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         fields, _, rest = line.partition(b" - ")
@@ -110,21 +114,24 @@ def _overlay_of(upper: Path) -> Path | None:
         for option in rest.split(b" ")[-1].split(b","):
             key, _, value = option.partition(b"=")
             if key == b"upperdir" and wanted in (_plain(value), re.sub(rb"\\(.)", rb"\1", _plain(value))):
-                return Path(os.fsdecode(_plain(fields.split(b" ")[4])))
-    return None
+                yield Path(os.fsdecode(_plain(fields.split(b" ")[4])))
 
 
 def _plain(value: bytes) -> bytes:
     return re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), value)
 
 
-def opened(work: Path) -> dict[str, State]:
-    """What is open, by capsule name."""
-    found = {}
-    for path in sorted((work / "mounts").glob("*/state.json")):
-        state = None if path.parent.name.startswith(".") else Place(work, path.parent.name).read()
-        if state:
-            found[state.name] = state
+def opened(work: Path) -> dict[str, State | None]:
+    """What is open, by capsule name; None where the record is only for root to read, or damaged."""
+    found: dict[str, State | None] = {}
+    for root in sorted((work / "mounts").glob("[!.]*")):
+        try:
+            state = Place(work, root.name).read()
+        except (PermissionError, TrustError):
+            found[root.name] = None
+        else:
+            if state:
+                found[root.name] = state
     return found
 
 
@@ -143,6 +150,11 @@ def mount(store: Store, work: Path, reference: str, at: Path | None = None) -> M
         if state and where:
             raise Conflict(
                 f"{state.reference} is mounted at {where} already", f"vnfs umount {ref.name}, or vnfs close {ref.name}"
+            )
+        if state is None and (where or place.has_edits()):
+            raise Conflict(
+                f"there are edits of {ref.name} in {place.upper}, and nothing says on what they were made",
+                f"save them, then: {f'umount {where}; ' if where else ''}rm -r {place.upper}",
             )
         if state is None:
             capsule = store.get(ref)
@@ -167,6 +179,10 @@ def _open(store: Store, place: Place, capsule: Capsule, state: State, *, fresh: 
     if point.exists() and (not point.is_dir() or host.is_mountpoint(point)):
         raise Conflict(f"{point} is in use", "choose another directory with --at")
     existed = point.exists()
+    if existed and next(os.scandir(point), None) is not None:
+        raise Conflict(f"{point} is not empty", "choose another directory with --at")
+    if any(point.resolve().is_relative_to(own.resolve()) for own in (store.root, place.parent.parent)):
+        raise Conflict(f"{point} is a place of vnfs itself", "choose another directory with --at")
     with ExitStack() as undo:
         if fresh:
             undo.callback(_remove_quietly, place.root)
@@ -176,7 +192,8 @@ def _open(store: Store, place: Place, capsule: Capsule, state: State, *, fresh: 
         lower = _mount_layers(store, place, capsule, undo)
         if fresh:
             _like(lower[0], place.upper)
-        place.write(state)  # first, so that a directory we made is known as ours whenever we are killed
+        if place.read() != state:  # an old record is left alone: the disk may be full of edits
+            place.write(state)  # first, so that a directory we made is known as ours whenever we are killed
         if not existed:
             make_directory(point)
             undo.callback(point.rmdir)
@@ -243,14 +260,17 @@ def detached(store: Store, place: Place, state: State) -> Iterator[Capsule]:
     capsule = _below(store, state)
     where = place.mounted_at()
     if where:
-        _leave(where)
+        _leave(place, where)
     with ExitStack() as undo:
         undo.callback(_unmount_layers, place)
         _mount_layers(store, place, capsule, undo=ExitStack())
         yield capsule
 
 
-def _leave(where: Path) -> None:
+def _leave(place: Place, where: Path) -> None:
+    others = [str(view) for view in place.views() if view != where]
+    if others:
+        raise Busy(f"{place.name} is mounted at {where} and at {', '.join(others)}", f"umount {others[-1]}")
     held = users(where)
     if held:
         raise Busy(
@@ -306,7 +326,7 @@ def close(work: Path, name: str) -> State:
         state = place.need()
         where = place.mounted_at()
         if where:
-            _leave(where)
+            _leave(place, where)
         forget(place, state)
         return state
 

@@ -77,11 +77,11 @@ def _publish(store: Store, place: mounts.Place, base: Capsule, message: str, mon
     text = new.canonical()
     tree = digest_of(text)
     known = _published(store, base, place.name, tree)
-    warnings = (*edits.warnings, *_warnings(store, base, place.name, changes))
+    warnings = (*edits.warnings, *_warnings(store, base, place.name, parent, new))
     if known is None:
         with monitor.step("pack the edits"):
             layer = _pack(store, place.layers / "new", base, changes, edits)
-            bill = _sbom(store, place, base, edits)
+            bill = _sbom(store, place, base, parent, new)
             config = _config(base, place.name, tree, message)
             known = _enter(store, base, config, toc=Toc.pack(text), layer=layer, bill=bill)
     hidden = sum(1 for entry in changes if is_whiteout(entry))
@@ -108,20 +108,30 @@ def _published(store: Store, base: Capsule, name: str, tree: str) -> Capsule | N
     return None
 
 
-def _warnings(store: Store, base: Capsule, name: str, changes: tuple[Entry, ...]) -> list[str]:
+def _warnings(store: Store, base: Capsule, name: str, parent: Toc, new: Toc) -> list[str]:
     found = []
     newest = store.versions(name)[-1:]
     if newest and newest[0] != base.config.version:
         found.append(
             f"{name}:{newest[0]} was published meanwhile; this version is made from {base.reference} and has none of it"
         )
-    kernel = [entry.path for entry in changes if entry.path.startswith(_KERNEL_PATHS)]
+    # By what is there, not by what was written: a directory above may have been removed or replaced.
+    before, after = _kernel(parent), _kernel(new)
+    kernel = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     if kernel:
         found.append(
             f"the kernel or its modules changed ({kernel[0]} and {len(kernel) - 1} more), but this version still boots "
             f"the kernel and initrd of {base.reference}: rebuild the recipe (vnfs build) to boot the new one"
         )
     return found
+
+
+def _kernel(toc: Toc) -> dict[str, Entry]:
+    return {
+        entry.path: entry
+        for entry in toc.entries
+        if entry.path.startswith(_KERNEL_PATHS) and entry.type is not FileType.DIRECTORY
+    }
 
 
 def _pack(store: Store, point: Path, base: Capsule, changes: tuple[Entry, ...], edits: Edits) -> Blob:
@@ -175,9 +185,10 @@ def _enter(store: Store, base: Capsule, config: Config, *, toc: bytes, layer: Bl
     )
 
 
-def _sbom(store: Store, place: mounts.Place, base: Capsule, edits: Edits) -> Blob:
-    """The list of packages: the base's, unless the package database was written to."""
-    if inventory.STATUS not in edits.sources or base.config.family != "deb":
+def _sbom(store: Store, place: mounts.Place, base: Capsule, parent: Toc, new: Toc) -> Blob:
+    """The list of packages: the base's, unless the package database is another, or gone."""
+    before, after = ({entry.path: entry.sha256 for entry in toc.entries}.get(inventory.STATUS) for toc in (parent, new))
+    if before == after or base.config.family != "deb":
         return base.sbom
-    packages = inventory.inventory(place.upper)
+    packages = inventory.inventory(place.upper) if after else ()
     return store.blobs.put_bytes(sbom.to_bytes(packages, family=base.config.family, distro=base.config.distro))

@@ -196,7 +196,8 @@ def connect(node: Node, ssh: Ssh, *, exclusive: bool, stop: threading.Event) -> 
 
 def _unreachable(node: Node, errors: bytes) -> NetworkError:
     words = _words(errors)
-    hint = f"try: ssh {node.user + '@' if node.user else ''}{node.host}"
+    port = f"-p {node.port} " if node.port else ""
+    hint = f"try: ssh {port}{node.user + '@' if node.user else ''}{node.host}"
     if "Host key verification failed" in words:
         hint = "compare the host's key and add it to known_hosts; for nodes seen for the first time: --accept-new"
     elif "Permission denied" in words:
