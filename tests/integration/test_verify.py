@@ -93,7 +93,6 @@ def test_what_does_not_exist_is_not_found(store: Store) -> None:
 
 @pytest.mark.root
 def test_deep_compares_every_path_with_the_mounted_layers_and_unmounts_them(store: Store) -> None:
-    before = mountpoints()
     assert check(store, deep=True) == ()
     honest = store.get("demo:2")
     toc = store.toc(honest)
@@ -117,7 +116,7 @@ def test_deep_compares_every_path_with_the_mounted_layers_and_unmounts_them(stor
         Problem("demo:3", "tree", "/etc/motd: sha256 changed"),
         Problem("demo:3", "tree", "/usr/bin/hello: mode changed"),
     )
-    assert mountpoints() == before
+    assert [point for point in mountpoints() if point.startswith(str(store.root.parent))] == []
     assert not any((store.root / "work").iterdir())
 
 

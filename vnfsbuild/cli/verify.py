@@ -41,8 +41,9 @@ def _text(problems: tuple[Problem, ...]) -> str:
     lines = [f"{problem.reference}  {problem.part}: {problem.message}" for problem in problems[:_SHOWN]]
     if len(problems) > _SHOWN:
         lines.append(f"… and {len(problems) - _SHOWN} more (--json names all)")
-    if any(problem.reference for problem in problems):
+    parts = {problem.part for problem in problems}
+    if parts - {"index.json"}:
         lines.append("vnfs pull or vnfs import of the same version replaces damaged blobs by good ones")
-    else:
+    if "index.json" in parts:
         lines.append("bring index.json back from a backup; or move it away, and pull or import the capsules again")
     return "\n".join(lines)
