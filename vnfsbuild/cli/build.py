@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vnfsbuild.cli.common import App, amount, command, identity
-from vnfsbuild.errors import RecipeError
+from vnfsbuild.errors import NotFound, RecipeError
 
 if TYPE_CHECKING:
     from vnfsbuild.lockfile import Lock
@@ -30,7 +30,6 @@ def _tools(app: App, mirror: str | None) -> Tools:
 def _find(recipe: Path) -> Path:
     """A recipe by its path, or by its name among those that come with vnfs."""
     from vnfsbuild.config import data_directory
-    from vnfsbuild.errors import NotFound
 
     if recipe.exists() or recipe.parent != Path():
         return recipe

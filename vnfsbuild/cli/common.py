@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 
 import click
 
-from vnfsbuild.errors import VnfsError
-
 if TYPE_CHECKING:
     from vnfsbuild.config import Settings
     from vnfsbuild.errors import VnfsError

@@ -16,7 +16,7 @@ from pathlib import Path
 from vnfsbuild.errors import CommandFailed, VnfsError
 from vnfsbuild.family.deb.archive import data_stream
 from vnfsbuild.family.deb.inventory import inventory
-from vnfsbuild.family.deb.order import Relations, batches
+from vnfsbuild.family.deb.order import batches
 from vnfsbuild.family.deb.supply import Supply
 from vnfsbuild.host.fs import atomic_write, resolve_in
 from vnfsbuild.host.run import run
@@ -125,7 +125,7 @@ def _essential(root: Path, packages: Supply, stand_ins: Path, step: Step) -> Non
 
 def _rest(root: Path, packages: Supply, stand_ins: Path, step: Step) -> None:
     """Unpack the others, each only when what it pre-depends on is configured, as policy demands."""
-    relations = Relations.read(packages.stanzas())
+    relations = packages.relations()
     configured = {package.name for package in packages.lock.packages if package.essential}
     unpacked: set[str] = set()
     waiting = [package for package in packages.lock.packages if not package.essential]

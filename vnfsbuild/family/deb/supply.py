@@ -30,7 +30,7 @@ class _Stopped(Exception):
 
 
 class Supply:
-    """Packages by name. `wait` and `stanzas` block until they are there, and raise what went wrong on the way."""
+    """Packages by name. `wait` and `relations` block until they are there, and raise what went wrong on the way."""
 
     def __init__(self, lock: Lock, directory: Path) -> None:
         self.lock = lock
@@ -42,6 +42,7 @@ class Supply:
         self._position: dict[str, int] = {}
         self._changed = threading.Condition()
         self._stanzas: dict[str, str] = {}
+        self._relations: Relations | None = None
         self._ready: set[str] = set()
         self._failure: BaseException | None = None
         self._stop = threading.Event()
@@ -60,10 +61,11 @@ class Supply:
         for name in names:
             self.path(name).unlink(missing_ok=True)
 
-    def stanzas(self) -> dict[str, str]:
-        """The control data of every package, by name. Known as soon as all are downloaded."""
-        self._until(lambda: len(self._stanzas) == len(self.lock.packages))
-        return self._stanzas
+    def relations(self) -> Relations:
+        """Who needs whom. Known as soon as all packages are downloaded."""
+        self._until(lambda: self._relations is not None)
+        assert self._relations is not None
+        return self._relations
 
     @contextlib.contextmanager
     def running(self, download: Download, monitor: Monitor) -> Iterator[Supply]:
@@ -124,8 +126,12 @@ class Supply:
             some = [item for item in self.lock.packages if item.essential is essential]
             if some:
                 download([(item.url, item.blob) for item in some], done=arrived, advance=counted)
-        unpacked = Relations.read(self._stanzas).ordered(self.lock.packages)
-        self._position = {package.name: number for number, package in enumerate(unpacked)}
+        relations = Relations.read(self._stanzas)
+        unpacked = relations.ordered(self.lock.packages)
+        with self._changed:
+            self._position = {package.name: number for number, package in enumerate(unpacked)}
+            self._relations = relations
+            self._changed.notify_all()
 
     def _work(self) -> None:
         with contextlib.suppress(OSError):
