@@ -178,8 +178,10 @@ def boot_and_livesync(demo: Demo) -> None:
     ssh += ["-o", f"UserKnownHostsFile={known}", "root@127.0.0.1"]
     reach = ["--identity", key, "--known-hosts", known]
 
-    def on_node(text: str) -> str:
+    def on_node(text: str, *, patiently: bool = False) -> str:
         done = subprocess.run([*ssh, text], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+        if patiently and done.returncode:  # it is still booting; what ssh says of that is no news
+            return ""
         print(f"node$ {text}\n{done.stdout}{done.stderr}", end="", flush=True)
         return done.stdout if done.returncode == 0 else ""
 
@@ -187,7 +189,10 @@ def boot_and_livesync(demo: Demo) -> None:
     print(f"\n$ {shlex.join(['vnfs', *words])} &", flush=True)
     with demo.step("boot version 1 to ssh"):
         machine = subprocess.Popen([str(VNFS), *words], env=demo.env, stdin=subprocess.DEVNULL)
-        wait(lambda: machine.poll() is None, lambda: "compute" in on_node("cat /run/vnfs/provenance.json"))
+        wait(
+            lambda: machine.poll() is None,
+            lambda: "compute" in on_node("cat /run/vnfs/provenance.json", patiently=True),
+        )
     try:
         with demo.step("livesync --plan"):
             demo.vnfs("livesync", "compute", node, "--plan", *reach)
