@@ -122,6 +122,13 @@ def test_a_node_with_too_little_memory_refuses_with_numbers(site: Site) -> None:
     assert "fetching layer" not in node.text()
 
 
+def test_a_crash_of_qemu_is_told_from_a_machine_that_ends(site: Site) -> None:
+    with booted(site.store, Reference("trial"), hardware=Hardware()) as node:
+        node.process.send_signal(signal.SIGSEGV)
+        with pytest.raises(VnfsError, match=r"^QEMU ended by SIGSEGV"):
+            node.wait_login(timeout=PATIENCE)
+
+
 def test_the_command_boots_until_login_and_ends_its_machine(site: Site, tmp_path: Path) -> None:
     key = tmp_path / "key.pub"
     key.write_text(site.key.public)

@@ -89,7 +89,13 @@ def serve_command(
 @command("boot", example="vnfs boot compute:1 --ssh-key ~/.ssh/id_ed25519.pub --until login")
 @click.argument("name")
 @click.option("--memory", default="3G", show_default=True, help="Memory of the machine.")
-@click.option("--cpus", default=2, show_default=True, type=click.IntRange(1, 256), help="Processors of the machine.")
+@click.option(
+    "--cpus",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 256),
+    help="Processors of the machine; QEMU before 8.1 can crash with more than one, except with kvm.",
+)
 @click.option("--ssh-key", "ssh_keys", type=_READABLE, multiple=True, help="Public key that may log in as root.")
 @click.option("--ssh-port", default=0, type=click.IntRange(0, 65535), help="Local port for ssh; default: a free one.")
 @click.option("--console", type=_READABLE, help="Write the serial console to a file instead of the terminal.")
