@@ -7,14 +7,15 @@ import io
 import os
 import subprocess
 import tarfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib import resources
 from pathlib import Path
 
 import pytest
+
+from tests.support.http import answering
 
 SCRIPTS = Path(str(resources.files("vnfsbuild.hybrid").joinpath("boot")))
 NODE = SCRIPTS.parents[1] / "deliver/livesync/node/livesync.sh"
@@ -100,15 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
 def server(manner: str) -> Iterator[tuple[str, list[str]]]:
     asked: list[str] = []
     handler = type("Handler", (_Handler,), {"manner": manner, "asked": asked})
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{httpd.server_port}", asked
-    finally:
-        httpd.shutdown()
-        thread.join()
-        httpd.server_close()
+    with answering(handler) as port:
+        yield f"http://127.0.0.1:{port}", asked
 
 
 def fetch(tmp_path: Path, servers: str) -> tuple[int, str]:

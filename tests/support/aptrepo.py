@@ -29,6 +29,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
+from tests.support.http import answering
 from vnfsbuild.family import release
 
 EPOCH = 1_700_000_000
@@ -297,11 +298,12 @@ class HttpServer:
     request, then whole answers); `fail` maps a path to a list of status codes for its next requests, which
     `fail_headers` go with; `stall` is a set of paths that never answer; `ranges` False makes it ignore Range;
     `replace` maps a path to other bytes; `lengths` False leaves out Content-Length.
-    `requests` lists (path, Range header) in order.
+    `requests` lists (path, Range header) in order; `url` is where it serves.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.url = ""
         self.requests: list[tuple[str, str]] = []
         self.cut: dict[str, int | list[int]] = {}
         self.fail: dict[str, list[int]] = {}
@@ -322,23 +324,15 @@ class HttpServer:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._serving = answering(Handler)
 
     def __enter__(self) -> HttpServer:
-        self._thread.start()
+        self.url = f"http://127.0.0.1:{self._serving.__enter__()}"
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.stopping.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._serving.__exit__(None, None, None)
 
     def count(self, path: str) -> int:
         """How often `path` was asked for."""

@@ -4,12 +4,13 @@ request: for what a client must withstand and no real server does on purpose."""
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
+
+from tests.support.http import answering
 
 
 @dataclass
@@ -132,14 +133,5 @@ class _Handler(BaseHTTPRequestHandler):
 def stranger(*habits: str) -> Iterator[Stranger]:
     """Serve on loopback until the context ends."""
     me = Stranger(set(habits))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"me": me}))
-    server.daemon_threads = True
-    me.port = server.server_address[1]
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with answering(type("Handler", (_Handler,), {"me": me})) as me.port:
         yield me
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
