@@ -20,7 +20,7 @@ def check_name(name: str) -> str:
     if len(name) > _MAX_NAME or not _NAME.match(name):
         raise UsageError(
             f"{name!r} is not a capsule name",
-            "a name is lower-case letters, digits, dot, dash and underscore, and begins with a letter or digit",
+            f"a name is up to {_MAX_NAME} of a-z, 0-9, dot, dash and underscore, and begins with a letter or digit",
         )
     return name
 

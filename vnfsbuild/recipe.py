@@ -180,6 +180,7 @@ def _load(path: Path, search: tuple[Path, ...], chain: tuple[Path, ...]) -> dict
     merged: dict[str, Any] = {}
     for word in own.pop("extends", ()):
         merged = _merge(merged, _load(_find(word, path, search, text), search, (*chain, path)))
+    _check_removals(own, merged, path, text, ())
     return _merge(merged, own)
 
 
@@ -260,6 +261,20 @@ def _check_values(own: Mapping[str, Any], path: Path, text: str) -> None:
             raise wrong(("files", "copy"), f"files.copy names {item}, which is not a directory")
 
 
+def _check_removals(own: Mapping[str, Any], under: Any, path: Path, text: str, keys: tuple[str, ...]) -> None:
+    """An entry "-name" that takes nothing out is a slip of the pen, or its time is over."""
+    for key, value in own.items():
+        old = under.get(key, {}) if isinstance(under, dict) else {}
+        if isinstance(value, dict):
+            _check_removals(value, old, path, text, (*keys, key))
+        for item in value if isinstance(value, list) else ():
+            if isinstance(item, str) and item.startswith("-") and item[1:] not in old:
+                near = difflib.get_close_matches(item[1:], old, 1)
+                hint = f"did you mean -{near[0]}?" if near else "nothing that it extends puts it there"
+                label = ".".join((*keys, key))
+                raise RecipeError(f"{path}:{_line(text, (*keys, key))}: {label} has no {item[1:]} to take out", hint)
+
+
 def _kind(value: object) -> str:
     names = {
         dict: "a table",
@@ -293,12 +308,16 @@ def _line(text: str, keys: tuple[str, ...], nth: int = 0) -> int:
 
 def _anchor(own: dict[str, Any], base: Path) -> None:
     """Make the paths a file names absolute before it is merged into another: they are meant beside that file."""
+
+    def anchored(item: str) -> str:
+        return f"-{anchored(item[1:])}" if item.startswith("-") else str((base / item).resolve())
+
     files = own.get("files", {})
     if "copy" in files:
-        files["copy"] = [str(base / item) for item in files["copy"]]
+        files["copy"] = [anchored(item) for item in files["copy"]]
     packages = own.get("packages", {})
     if "local" in packages:
-        packages["local"] = [str(base / item) for item in packages["local"]]
+        packages["local"] = [anchored(item) for item in packages["local"]]
     for repo in own.get("repo", ()):
         if "key" in repo:
             repo["key"] = str(base / repo["key"])

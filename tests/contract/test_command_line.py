@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -54,8 +55,8 @@ def test_help_says_what_a_command_does_and_shows_an_example_of_it(name: str) -> 
 def test_the_examples_of_the_help_are_words_that_the_command_takes(name: str, tmp_path: Path) -> None:
     (tmp_path / "compute-2.vnfs").touch()
     for line in examples(name):
-        words = shlex.split(line.rpartition("| ")[2].replace("compute-2.vnfs", str(tmp_path / "compute-2.vnfs")))
-        assert words[:2] == ["vnfs", name]
+        parts = line.replace("compute-2.vnfs", str(tmp_path / "compute-2.vnfs")).split(" | ")
+        words = next(words for words in map(shlex.split, parts) if words[:2] == ["vnfs", name])
         command(name).make_context(name, words[2:])
 
 
@@ -181,3 +182,42 @@ def test_looking_answers_in_json_and_touches_nothing(tmp_path: Path, words: list
     for line in done.stderr.splitlines():
         json.loads(line)
     assert sorted(path for path in (tmp_path / "store").rglob("*")) == before
+
+
+def test_a_name_or_message_with_a_line_in_it_cannot_pass_for_another_line(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    first = make_capsule(store)
+    path = "srv/x\n- /etc/passwd"
+    second = make_capsule(store, files={path: b"x"}, parent=first, message="fine\n9  2026-01-01  1 B  evil")
+    said = run("diff", first.reference, second.reference, store=store.root)
+    assert "  + /srv/x\\n- /etc/passwd\n" in said.stdout
+    history = run("history", "demo", store=store.root).stdout.splitlines()
+    assert [line.split()[0] for line in history] == ["VERSION", "2", "1"]
+    assert "fine\\n9" in run("show", second.reference, store=store.root).stdout
+
+
+def test_export_to_a_pipe_is_what_import_from_one_takes(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    capsule = make_capsule(store)
+    argv = [*VNFS, "--store", str(store.root), "export", "demo", "-"]
+    sent = subprocess.run(argv, cwd=tmp_path, check=True, capture_output=True, timeout=30)
+    argv = [*VNFS, "--store", str(tmp_path / "target"), "import", "-"]
+    subprocess.run(argv, input=sent.stdout, check=True, capture_output=True, timeout=30)
+    assert Store(tmp_path / "target").get("demo:1").digest == capsule.digest
+    assert not (tmp_path / "-").exists()
+    refused = run("export", "demo", "-", "--json", store=store.root)
+    assert (refused.returncode, json.loads(refused.stdout)["error"]["ref"]) == (2, "usage")
+
+
+def test_an_export_to_nobody_ends_without_a_traceback(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    make_capsule(store, files={"srv/big": os.urandom(3_000_000)})
+    argv = [*VNFS, "--store", str(store.root), "export", "demo", "-"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode != 0
+    assert b"Traceback" not in errors

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vnfsbuild.host.run import run
+from vnfsbuild.store import sbom
 from vnfsbuild.store.capsules import Capsule, Config, Kernel, Store
 from vnfsbuild.store.toc import Entry, Toc, scan
 
@@ -81,7 +82,7 @@ def make_capsule(
         kernel=parent.kernel if parent else store.blobs.put_bytes(kernel),
         initrd=parent.initrd if parent else store.blobs.put_bytes(initrd),
         toc=store.blobs.put_bytes(toc.dump()),
-        sbom=store.blobs.put_bytes(b'{"bomFormat":"CycloneDX","specVersion":"1.5"}'),
+        sbom=store.blobs.put_bytes(sbom.to_bytes(())),
     )
 
 

@@ -63,6 +63,33 @@ def test_lists_append_a_dash_takes_out_and_scalars_are_replaced(tmp_path: Path) 
     assert got.budget == 400 << 20
 
 
+def test_a_dash_takes_out_a_directory_that_another_file_copies(tmp_path: Path) -> None:
+    for name in ("base/overlay", "site/overlay"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "base/b.toml").write_text(BASE + '[files]\ncopy = ["overlay"]\n')
+    path = tmp_path / "site/s.toml"
+    path.write_text('extends = ["../base/b.toml"]\n[files]\ncopy = ["-../base/overlay", "overlay"]\n')
+    assert recipe.load(path).files == (tmp_path / "site/overlay",)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message", "hint"),
+    [
+        ('[packages]\ninclude = ["-nanoo"]\n', 3, "packages.include has no nanoo to take out", "did you mean -nano?"),
+        ('[packages]\n\ninclude = ["x", "-x"]\n', 4, "packages.include has no x to take out", "nothing that it"),
+        ('[groups.ib]\ninclude = ["-x"]\n', 3, "groups.ib.include has no x to take out", "nothing that it"),
+    ],
+)
+def test_a_dash_that_takes_nothing_out_is_an_error(
+    tmp_path: Path, text: str, line: int, message: str, hint: str
+) -> None:
+    path = write(tmp_path, 'extends = ["base.toml"]\n' + text)
+    with pytest.raises(RecipeError) as caught:
+        recipe.load(path)
+    assert caught.value.message == f"{path}:{line}: {message}"
+    assert hint in caught.value.hint
+
+
 def test_extends_is_looked_for_beside_the_file_then_in_the_search_path(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "base").mkdir(parents=True)

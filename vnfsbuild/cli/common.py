@@ -108,9 +108,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
+def printable_line(text: str) -> str:
+    """A path or a message on one line, whatever is in it."""
+    return printable(text).replace("\n", "\\n")
+
+
 def table(rows: Sequence[Sequence[str]], *, head: Sequence[str]) -> str:
     """Columns of plain text, the last one ragged."""
-    lines = [head, *rows]
+    lines = [head, *([printable_line(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vnfsbuild.cli.common import ANSWERED_NO, App, amount, command, identity, table
+from vnfsbuild.cli.common import ANSWERED_NO, App, amount, command, identity, printable_line, table
 
 if TYPE_CHECKING:
     from vnfsbuild.deliver.diff import Difference, PathChange
@@ -127,7 +127,7 @@ def _description(data: dict[str, Any]) -> str:
         *parts,
     ]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+    return "\n".join(f"{name.ljust(width)}  {printable_line(value)}" for name, value in rows)
 
 
 @command("history", example="vnfs history compute")
@@ -206,7 +206,7 @@ def _difference(found: Difference, *, everything: bool) -> str:
     for group, title in _HEADINGS.items():
         lines += _section(title, [_path(change) for change in shown if change.group == group])
     lines += _section("accounts", list(found.accounts))
-    lines += _section("privileges", [f"{change.path}: {change.detail}" for change in found.privileges])
+    lines += _section("privileges", [f"{printable_line(change.path)}: {change.detail}" for change in found.privileges])
     if not everything:
         for why, words in _COUNTED.items():
             count = sum(1 for change in found.paths if change.explained == why)
@@ -229,8 +229,7 @@ def _package(name: str, before: str, after: str) -> str:
 def _path(change: PathChange) -> str:
     mark = {"added": "+", "deleted": "-"}.get(change.what[0], "~")
     words = "" if mark in "+-" else " " + ", ".join(change.what)
-    path = change.path.encode("utf-8", "backslashreplace").decode()
-    return f"{mark} {path}{words}{f' ({change.detail})' if change.detail else ''}"
+    return f"{mark} {printable_line(change.path)}{words}{f' ({change.detail})' if change.detail else ''}"
 
 
 def _signed(number: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -20,21 +20,35 @@ _PLAIN = click.option("--plain-http", is_flag=True, help="Speak http: only insid
 _NAME = click.option("--name", metavar="NAME", help="Enter it as the next version of another name.")
 
 
-@command("export", example="vnfs export compute\nvnfs export compute:2 /srv/compute.vnfs --force")
+@command("export", example="vnfs export compute:2 /srv/c.vnfs --force\nvnfs export compute - | ssh head vnfs import -")
 @click.argument("capsule")
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--format", "kind", type=_FORMATS, default="vnfs", show_default=True, help="The form of the file.")
 @click.option("--force", is_flag=True, help="Replace FILE when it exists.")
 def export_command(app: App, capsule: str, file: Path | None, kind: str, force: bool) -> None:
-    """Write a capsule to a portable file (FILE: NAME-VERSION.vnfs here). The same version makes the same bytes."""
-    from vnfsbuild.deliver.transfer.export import default_name, write_vnfs
+    """Write a capsule to a portable file (FILE: NAME-VERSION.vnfs here; - is standard output). The same version makes
+    the same bytes."""
+    from vnfsbuild.deliver.transfer.export import default_name, stream_vnfs, write_vnfs
 
     found = app.store.get(capsule)
+    if str(file) == "-":
+        stream_vnfs(app.store, found, _standard_output(app), monitor=app.monitor)
+        return
     target = file or Path(default_name(found))
     target = (target / default_name(found) if target.is_dir() else target).absolute()
     size = write_vnfs(app.store, found, target, force=force, monitor=app.monitor)
     record = identity(found) | {"file": str(target), "format": kind, "bytes": size}
     app.emit(record, f"{found.reference} -> {target} ({amount(size)})")
+
+
+def _standard_output(app: App) -> IO[bytes]:
+    from vnfsbuild.errors import UsageError
+
+    if app.json:
+        raise UsageError("standard output cannot take the capsule and the answer of --json", "leave one of them out")
+    if sys.stdout.isatty():
+        raise UsageError("a capsule is not for a terminal to show", "pipe it to a program, or name a file")
+    return sys.stdout.buffer
 
 
 @command("import", example="vnfs import compute-2.vnfs\nssh head cat compute-2.vnfs | vnfs import -")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vnfsbuild.cli.common import ANSWERED_NO, App, command, error_record, printable
+from vnfsbuild.cli.common import ANSWERED_NO, App, command, error_record, printable_line
 from vnfsbuild.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -129,14 +129,9 @@ def _ssh(
     return Ssh(identity.absolute() if identity else None, ssh_options, absolute, accept_new)
 
 
-def _line(path: str) -> str:
-    """A path on one line, whatever bytes are in it."""
-    return printable(path).replace("\n", "\\n")
-
-
 def _drift_text(drift: Drift) -> str:
     why = f" ({drift.because})" if drift.because else ""
-    return f"{_line(drift.path)}: {', '.join(drift.differs)}{why}"
+    return f"{printable_line(drift.path)}: {', '.join(drift.differs)}{why}"
 
 
 def _error_text(node: Node, error: Any) -> str:
@@ -162,7 +157,7 @@ def _report_text(report: Report) -> str:
         for change in report.plan.changes:
             own = ", the node's own" if change.drifted else ""
             what = f" ({', '.join(change.differs)}{own})" if change.kind == "change" or own else ""
-            lines.append(f"  {marks[change.kind]} {_line(change.path)}{what}")
+            lines.append(f"  {marks[change.kind]} {printable_line(change.path)}{what}")
     kept = "left as it is" if report.state != "refused" else "nothing was applied"
     lines += [f"  ! {_drift_text(drift)}: drift, {kept}" for drift in report.plan.drift]
     lines += [f"  copies of what was overwritten: {report.backup}"] if report.backup else []

@@ -31,22 +31,28 @@ def write_vnfs(store: Store, capsule: Capsule, target: Path, *, force: bool, mon
     size = layout.file_size(capsule)
     if free_bytes(target.parent) < size:
         raise NoSpace(f"{target.parent} has no room for the {size} bytes of {target.name}", "free some")
-    manifest = capsule.manifest()
     try:
-        with (
-            monitor.step(f"export {capsule.reference}", total=capsule.size, unit="bytes") as step,
-            space_errors(target),
-            atomic_file(target) as out,
-        ):
-            _member(out, LAYOUT_NAME, LAYOUT)
-            _member(out, INDEX_NAME, layout.index(capsule))
-            _member(out, layout.blob_name(capsule.manifest_blob), manifest)
-            for blob in layout.ordered_blobs(manifest):
-                _blob(out, store.blobs, blob, step)
-            out.write(layout.END)
+        with space_errors(target), atomic_file(target) as out:
+            stream_vnfs(store, capsule, out, monitor=monitor)
     except PermissionError as error:
         raise HostError(f"may not write {target}", "choose another file") from error
     return size
+
+
+def stream_vnfs(store: Store, capsule: Capsule, out: IO[bytes], *, monitor: Monitor) -> None:
+    """Write the bytes of the `.vnfs` file of a version to a pipe or an open file.
+
+    Every blob is checked as it passes. Raises TrustError or NotFound as write_vnfs does; what was written until then
+    lacks its end, and no import takes it.
+    """
+    manifest = capsule.manifest()
+    with monitor.step(f"export {capsule.reference}", total=capsule.size, unit="bytes") as step:
+        _member(out, LAYOUT_NAME, LAYOUT)
+        _member(out, INDEX_NAME, layout.index(capsule))
+        _member(out, layout.blob_name(capsule.manifest_blob), manifest)
+        for blob in layout.ordered_blobs(manifest):
+            _blob(out, store.blobs, blob, step)
+        out.write(layout.END)
 
 
 def _check_target(target: Path, *, force: bool) -> None:
