@@ -145,9 +145,8 @@ def flip_byte(path: Path, offset: int) -> Callable[[], None]:
 
 def run(*argv: str, stdin: bytes | None = None, cwd: Path | None = None, check: bool = True,
         timeout: float | None = 600) -> str:  # fmt: skip
-    result = subprocess.run(argv, input=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=cwd,
-                            timeout=timeout, check=False)  # fmt: skip
-    text = result.stdout.decode(errors="replace")
+    result = subprocess.run(argv, input=stdin, capture_output=True, cwd=cwd, timeout=timeout, check=False)
     if check and result.returncode != 0:
-        raise AssertionError(f"{' '.join(argv)} failed with {result.returncode}:\n{text}")
-    return text
+        said = (result.stdout + result.stderr).decode(errors="replace")
+        raise AssertionError(f"{' '.join(argv)} failed with {result.returncode}:\n{said}")
+    return result.stdout.decode(errors="replace")
