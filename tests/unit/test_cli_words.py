@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.program import VNFS
 from vnfsbuild.cli.common import printable
+from vnfsbuild.cli.progress import choose
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,10 @@ def test_a_place_that_may_not_be_read_is_an_error_in_words(tmp_path: Path) -> No
     argv = [*VNFS, "--store", "/proc/self/mem", "list"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=30, cwd=tmp_path)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("done", "said"), [(0, "0.0 s\n"), (1, ", 1 node\n"), (2, ", 2 nodes\n")])
+def test_progress_counts_in_words_that_fit_the_number(capsys: pytest.CaptureFixture[str], done: int, said: str) -> None:
+    with choose("plain").step("status", total=2, unit="nodes") as step:
+        step.advance(done)
+    assert capsys.readouterr().err.endswith(said)

@@ -71,7 +71,8 @@ class _Json:
 def _count(done: int, total: int | None, unit: str) -> str:
     if unit == "bytes":
         return f"{amount(done)} of {amount(total)}" if total else amount(done)
-    return f"{done} of {total} {unit}" if total else f"{done} {unit}"
+    counted = unit.removesuffix("s") if (total or done) == 1 else unit
+    return f"{done} of {total} {counted}" if total else f"{done} {counted}"
 
 
 class Lines:
