@@ -206,7 +206,7 @@ def _difference(found: Difference, *, everything: bool) -> str:
     for group, title in _HEADINGS.items():
         lines += _section(title, [_path(change) for change in shown if change.group == group])
     lines += _section("accounts", list(found.accounts))
-    lines += _section("privileges", [f"{printable_line(change.path)}: {change.detail}" for change in found.privileges])
+    lines += _section("privileges", [f"{change.path}: {change.detail}" for change in found.privileges])
     if not everything:
         for why, words in _COUNTED.items():
             count = sum(1 for change in found.paths if change.explained == why)
@@ -217,7 +217,7 @@ def _difference(found: Difference, *, everything: bool) -> str:
 
 
 def _section(title: str, lines: list[str]) -> list[str]:
-    return [f"{title}:", *(f"  {line}" for line in lines)] if lines else []
+    return [f"{title}:", *(f"  {printable_line(line)}" for line in lines)] if lines else []
 
 
 def _package(name: str, before: str, after: str) -> str:
@@ -229,7 +229,7 @@ def _package(name: str, before: str, after: str) -> str:
 def _path(change: PathChange) -> str:
     mark = {"added": "+", "deleted": "-"}.get(change.what[0], "~")
     words = "" if mark in "+-" else " " + ", ".join(change.what)
-    return f"{mark} {printable_line(change.path)}{words}{f' ({change.detail})' if change.detail else ''}"
+    return f"{mark} {change.path}{words}{f' ({change.detail})' if change.detail else ''}"
 
 
 def _signed(number: int) -> str:
