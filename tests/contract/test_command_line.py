@@ -56,8 +56,9 @@ def test_the_examples_of_the_help_are_words_that_the_command_takes(name: str, tm
     (tmp_path / "compute-2.vnfs").touch()
     for line in examples(name):
         parts = line.replace("compute-2.vnfs", str(tmp_path / "compute-2.vnfs")).split(" | ")
-        words = next(words for words in map(shlex.split, parts) if words[:2] == ["vnfs", name])
-        command(name).make_context(name, words[2:])
+        ours = [words[2:] for words in map(shlex.split, parts) if words[:2] == ["vnfs", name]]
+        assert len(ours) == 1, line
+        assert command(name).make_context(name, ours[0]).params
 
 
 def test_the_readme_and_the_documents_show_words_that_the_commands_take() -> None:

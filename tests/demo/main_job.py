@@ -211,6 +211,7 @@ def boot_and_livesync(demo: Demo) -> None:
             if "/etc/motd" not in demo.vnfs("status", node, *reach, expect=3):
                 sys.exit("demo: status did not name the file that was changed")
     finally:
+        print("\n=== end the node, as Ctrl-C does", flush=True)
         machine.terminate()
         machine.wait(20)
 
