@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from tests.support.capsules import make_capsule
 from vnfsbuild.cli.main import COMMANDS, vnfs
 from vnfsbuild.store.capsules import Store
 
-VNFS = [sys.executable, "-c", "from vnfsbuild.cli.main import program; program()"]
+VNFS = [sys.executable, "-c", "from vnfsbuild.cli.__main__ import program; program()"]
 
 
 def run(*words: str | Path, store: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -80,9 +81,25 @@ def test_help_imports_no_command_and_no_library_beyond_click() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name for name in eval(done.stderr) if name.startswith("vnfsbuild")}  # a list we printed
-    assert loaded == {"vnfsbuild", "vnfsbuild.cli", "vnfsbuild.cli.main", "vnfsbuild.cli.common", "vnfsbuild.errors"}
+    ours = {"cli", "cli.main", "cli.common", "errors", "host", "host.interrupt"}
+    assert loaded == {"vnfsbuild", *(f"vnfsbuild.{name}" for name in ours)}
     assert not {"rich", "requests", "aiohttp", "ClusterShell", "zstandard"} & set(eval(done.stderr))
     assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_ctrl_c_while_the_program_is_loaded_ends_it_without_a_word() -> None:
+    code = """
+import os, signal, sys
+class Early:
+    def find_spec(self, name, path, target=None):
+        if name == "click":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Early())
+from vnfsbuild.cli.__main__ import program
+program()
+"""
+    done = subprocess.run([sys.executable, "-c", code, "list"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_opening_a_capsule_imports_nothing_that_publishing_needs() -> None:

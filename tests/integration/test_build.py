@@ -318,7 +318,26 @@ def test_ctrl_c_at_any_moment_leaves_everything_as_it_was(site: Site, moment: st
     recipe = site.recipe('[[hook]]\nphase = "post"\nscript = "sleep 0.3"')
     done = site.interrupt("build", recipe, number=INTERRUPT, when=lambda line: moment in line)
     assert done.returncode in {130, 0} if moment == "publish ..." else done.returncode == 130, done.stderr
+    assert len(site.json("list")) == (done.returncode == 0)
     assert site.is_clean()
+
+
+def test_ctrl_c_between_any_two_moments_is_heard_whole_or_too_late(site: Site) -> None:
+    recipe = site.recipe('[[hook]]\nphase = "post"\nscript = "head -c 100 /dev/urandom > /etc/noise"')
+    began = time.monotonic()
+    site.run("build", recipe)
+    whole = time.monotonic() - began
+    for part in range(2, 16):
+        before = site.run("list", "--json").stdout
+        command = site.command("build", recipe)
+        with subprocess.Popen(command, env=site.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+            time.sleep(whole * part / 16)
+            job.send_signal(INTERRUPT)
+            said = job.communicate(timeout=60)[1]
+        # Before there is anything to undo it is the kernel that ends it.
+        assert job.returncode in {0, 128 + INTERRUPT, -INTERRUPT}, said
+        assert (site.run("list", "--json").stdout != before) == (job.returncode == 0)
+        assert site.is_clean()
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -537,6 +537,38 @@ def test_odd_characters_in_the_places_of_a_capsule(tmp_path: Path) -> None:
     assert [point for point in mountpoints() if point.startswith(str(tmp_path))] == []
 
 
+def _stacked(site: Site, count: int) -> None:
+    """Make the newest version one of `count` layers, each of them the first one again."""
+    base = site.store.get("tiny")
+    site.store.publish(
+        base.config,
+        layers=base.layers * count,
+        kernel=base.kernel,
+        initrd=base.initrd,
+        toc=base.toc,
+        sbom=base.sbom,
+    )
+
+
+def test_a_version_of_many_layers_is_edited_like_any_other(site: Site) -> None:
+    _stacked(site, 120)
+    at = site.mount()
+    (at / "etc/motd").write_text("one more\n")
+    assert site.umount().capsule is not None
+    again = site.mount()
+    assert (again / "etc/motd").read_text() == "one more\n"
+    assert (again / "etc/hostname").read_text() == "node\n"
+
+
+def test_more_layers_than_the_kernel_can_stack_are_refused_in_words(site: Site) -> None:
+    _stacked(site, 300)
+    done = site.run("mount", "tiny", "--at", str(site.at))
+    assert done.returncode == 1
+    assert "300 layers are more than this kernel can lay over each other" in done.stderr
+    assert "build the recipe again" in done.stderr
+    assert not [point for point in mountpoints() if point.startswith(str(site.base))]
+
+
 def test_close_asks_and_without_a_terminal_needs_yes(site: Site) -> None:
     (site.mount() / "etc/motd").write_text("x")
     refused = site.run("close", "tiny")

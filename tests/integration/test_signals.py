@@ -52,7 +52,7 @@ def test_an_import_that_is_ended_takes_back_what_came(number: signal.Signals, tm
         process.send_signal(number)
         assert process.wait(20) == 128 + number
         assert process.stderr is not None
-        assert b"interrupted; everything is as it was" in process.stderr.read()
+        assert b"interrupted; nothing is left half done" in process.stderr.read()
     assert list(target.blobs.all()) == []
     assert list(target.blobs.ingest.iterdir()) == []
 

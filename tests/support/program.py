@@ -4,4 +4,4 @@ from __future__ import annotations
 
 import sys
 
-VNFS = (sys.executable, "-c", "from vnfsbuild.cli.main import program; program()")
+VNFS = (sys.executable, "-c", "from vnfsbuild.cli.__main__ import program; program()")

@@ -101,6 +101,7 @@ def build_command(
     """
     from vnfsbuild import pipeline
     from vnfsbuild.host import mount
+    from vnfsbuild.host.interrupt import resume
     from vnfsbuild.host.user import require_root
     from vnfsbuild.model import check_tag
 
@@ -114,6 +115,7 @@ def build_command(
     tools = _tools(app, mirror)
     records = []
     for recipe in recipes:
+        resume()  # a Ctrl-C that came too late for the recipe before
         report = pipeline.build(_find(recipe), tools, locked=locked, tag=tag, keep_failed=keep_failed)
         records.append(_record(report))
         if not app.json:

@@ -9,11 +9,9 @@ import errno
 import importlib
 import json
 import os
-import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import click
@@ -21,6 +19,7 @@ import click
 from vnfsbuild import __version__
 from vnfsbuild.cli.common import App, error_record, printable
 from vnfsbuild.errors import HostError, Interrupted, NoSpace, UsageError, VnfsError
+from vnfsbuild.host import interrupt
 
 SPACE_HINT = "free some, or point VNFS_STORE, VNFS_CACHE or VNFS_WORK elsewhere"
 
@@ -85,65 +84,48 @@ def main(argv: list[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 ok, 1 failed, 2 wrong usage, 3 answered no, 130 interrupted (128 + the signal)."""
     words = sys.argv[1:] if argv is None else argv
     own = words[: words.index("--")] if "--" in words else words
-    interruption = Interruption()
+    as_json = "--json" in own
+    interruption = interrupt.Interruption()
+    try:
+        code = _run(words, as_json=as_json)
+        interrupt.finish()
+    except (click.Abort, KeyboardInterrupt, Interrupted) as error:
+        said = error if isinstance(error, Interrupted) else Interrupted("interrupted; nothing is left half done")
+        with suppress(OSError):  # the terminal may be what went away
+            _report(said, as_json=as_json)
+        code = 128 + interruption.signal
+    interrupt.close_all()
+    with suppress(OSError):
+        if sys.stdout:
+            sys.stdout.flush()
+    sys.exit(code)
+
+
+def _run(words: list[str], *, as_json: bool) -> int:
+    """Run a command to its exit code, every error but an interruption told."""
     try:
         code = vnfs.main(args=words, prog_name="vnfs", standalone_mode=False)
-        _leave(code if isinstance(code, int) else 0)
+        if sys.stdout:  # None where the caller closed it
+            sys.stdout.flush()
     except click.exceptions.Exit as leave:
-        _leave(leave.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        with suppress(OSError):  # the terminal may be what went away
-            _report(Interrupted("interrupted; everything is as it was"), as_json="--json" in own)
-        _leave(128 + interruption.signal)
+        return leave.exit_code
     except click.ClickException as error:
-        if "--json" in own:
-            _leave(_report(UsageError(error.format_message(), _usage_hint(error)), as_json=True))
+        if as_json:
+            return _report(UsageError(error.format_message(), _usage_hint(error)), as_json=True)
         error.show()
-        _leave(error.exit_code)
-    except Interrupted as error:
-        _report(error, as_json="--json" in own)
-        _leave(128 + interruption.signal)
+        return error.exit_code
+    except Interrupted:
+        raise
     except VnfsError as error:
-        _leave(_report(error, as_json="--json" in own))
+        return _report(error, as_json=as_json)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _leave(1)
+        return 1
     except OSError as error:
         if "VNFS_DEBUG" in os.environ:
             raise
-        _leave(_report(_explained(error), as_json="--json" in own))
-
-
-def program() -> NoReturn:
-    """What the command `vnfs` is: `main`, without the tidying up of the interpreter, which takes longer than much of
-    what is asked. Everything of ours is closed when `main` ends, and the kernel takes the memory."""
-    for stream in range(3):  # else a file that we open takes the place of one that the caller closed
-        try:
-            os.fstat(stream)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    try:
-        main()
-    except SystemExit as end:
-        os._exit(end.code if isinstance(end.code, int) else 1)
-
-
-class Interruption:
-    """Makes SIGTERM and SIGHUP unwind as Ctrl-C does, so that what is open is closed and removed. The first signal
-    counts: a second one must not cut the cleaning short."""
-
-    def __init__(self) -> None:
-        self.signal = signal.SIGINT
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # What nohup, or a shell's &, has us ignore stays ignored.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._interrupt)
-
-    def _interrupt(self, number: int, _frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(each, lambda *_: None)  # not SIG_IGN: what we still start would inherit that
-        raise KeyboardInterrupt
+        return _report(_explained(error), as_json=as_json)
+    return code if isinstance(code, int) else 0
 
 
 def _usage_hint(error: click.ClickException) -> str:
@@ -173,9 +155,3 @@ def _report(error: VnfsError, *, as_json: bool) -> int:
         if error.hint:
             click.echo(printable(f"  {error.hint}"), err=True)
     return error.exit_code
-
-
-def _leave(code: int) -> NoReturn:
-    if sys.stdout:  # None where the caller closed it
-        sys.stdout.flush()
-    sys.exit(code)

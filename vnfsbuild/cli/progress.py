@@ -7,10 +7,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from vnfsbuild.cli.common import amount, printable
+from vnfsbuild.host.interrupt import resource
 from vnfsbuild.progress import Monitor, Silent, Step
 
 
@@ -83,7 +84,7 @@ class Lines:
     def __init__(self, sink: _Plain | _Json) -> None:
         self._sink = sink
 
-    @contextmanager
+    @resource
     def step(self, title: str, *, total: int | None = None, unit: str = "") -> Iterator[Step]:
         self._sink.start(title)
         began = time.monotonic()
@@ -139,7 +140,7 @@ class Bars:
         self._open = 0
         self._lock = threading.Lock()
 
-    @contextmanager
+    @resource
     def step(self, title: str, *, total: int | None = None, unit: str = "") -> Iterator[Step]:
         from rich.markup import escape
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import click
 
 from vnfsbuild.cli.common import App, command, identity
 from vnfsbuild.errors import HostError, UsageError
+from vnfsbuild.host.interrupt import resource
 from vnfsbuild.model import Reference
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _ready(app: App, capsule: Capsule, guest: Guest) -> None:
     sys.stdout.flush()
 
 
-@contextmanager
+@resource
 def _keyboard(guest: Guest) -> Iterator[None]:
     """While open, what is typed goes to the machine's console, key by key; Ctrl-C stays ours."""
     if not sys.stdin.isatty():

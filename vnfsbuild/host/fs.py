@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from vnfsbuild.errors import Busy, HostError, NoSpace
+from vnfsbuild.host.interrupt import resource
 
 _MAX_LINKS = 40  # as the kernel
 
@@ -93,7 +94,7 @@ def _seized(descriptor: int) -> bool:
     return False
 
 
-@contextmanager
+@resource
 def work_directory(parent: Path, prefix: str) -> Iterator[Path]:
     """A scratch directory, removed when the context ends. One that a killed process left is removed by the next call.
 
@@ -109,7 +110,7 @@ def work_directory(parent: Path, prefix: str) -> Iterator[Path]:
         os.close(descriptor)
 
 
-@contextmanager
+@resource
 def work_file(parent: Path, prefix: str) -> Iterator[tuple[Path, IO[bytes]]]:
     """A scratch file, open for writing, removed when the context ends unless it was renamed. One that a killed process
     left is removed by the next call."""

@@ -11,10 +11,11 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 from vnfsbuild.errors import Busy, HostError
+from vnfsbuild.host.interrupt import resource
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -24,6 +25,8 @@ MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE = 0x4C82, 0x4C0A
 _LO_FLAGS_READ_ONLY, _LO_FLAGS_AUTOCLEAR = 1, 4
 _LOOP_TRIES = 64
+# mount(2): the kernel reads one page of options, and drops the rest without a word.
+_MAX_OPTIONS = os.sysconf("SC_PAGE_SIZE") - 1
 _CLONE_NEWNS = 0x00020000
 
 
@@ -58,7 +61,7 @@ def unmount(target: Path) -> None:
         raise HostError(f"cannot unmount {target}: {os.strerror(number)}")
 
 
-@contextmanager
+@resource
 def tmpfs(target: Path, *, size: int) -> Iterator[Path]:
     """A memory file system of at most `size` bytes at `target`, gone with everything in it when the context ends."""
     _mount("vnfs", target, "tmpfs", MS_NODEV, f"size={size},mode=755,nr_inodes=0")
@@ -74,7 +77,7 @@ def squashfs(image: Path, target: Path) -> None:
         _mount(device, target, "squashfs", MS_RDONLY | MS_NODEV | MS_NOSUID)
 
 
-@contextmanager
+@resource
 def _loop(image: Path) -> Iterator[str]:
     """A read-only loop device on `image`. It goes with its last user: with us, or with what mounted it meanwhile.
 
@@ -128,11 +131,28 @@ def overlay(target: Path, *, lower: Sequence[Path], upper: Path | None = None, w
     `index=on` keeps hard links hard; `redirect_dir` and `metacopy` are off so that the upper directory alone says
     what changed, in the form that a layer carries. A capsule's set-uid programs are nothing for the users of this host.
     """
-    options = "lowerdir=" + ":".join(_escape(path) for path in lower)
-    if upper and work:
-        options += f",upperdir={_escape(upper)},workdir={_escape(work)},index=on"
-    options += ",redirect_dir=off,metacopy=off"
-    _mount("overlay", target, "overlay", MS_NODEV | MS_NOSUID | (0 if upper else MS_RDONLY), options)
+    with ExitStack() as opened:
+        options = _overlay_options([_escape(path) for path in lower], upper, work)
+        if len(options) > _MAX_OPTIONS:
+            # Names as short as they can be, for the time of the call.
+            options = _overlay_options([_descriptor(path, opened) for path in lower], upper, work)
+        if len(options) > _MAX_OPTIONS:
+            raise HostError(
+                f"{len(lower)} layers are more than this kernel can lay over each other",
+                "build the recipe again: that makes a version of one layer",
+            )
+        _mount("overlay", target, "overlay", MS_NODEV | MS_NOSUID | (0 if upper else MS_RDONLY), options)
+
+
+def _overlay_options(lower: Sequence[str], upper: Path | None, work: Path | None) -> str:
+    writable = f",upperdir={_escape(upper)},workdir={_escape(work)},index=on" if upper and work else ""
+    return f"lowerdir={':'.join(lower)}{writable},redirect_dir=off,metacopy=off"
+
+
+def _descriptor(path: Path, opened: ExitStack) -> str:
+    number = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    opened.callback(os.close, number)
+    return f"/proc/self/fd/{number}"
 
 
 def _escape(path: Path) -> str:
@@ -157,7 +177,7 @@ def _unescape(text: str) -> str:
     return text
 
 
-@contextmanager
+@resource
 def layers(images: Sequence[Path], directory: Path) -> Iterator[Path]:
     """A read-only view of a chain of squashfs images, base first, below the scratch `directory`."""
     with ExitStack() as undo:

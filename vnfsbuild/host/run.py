@@ -12,12 +12,13 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from vnfsbuild.errors import CommandFailed, ProgramMissing
+from vnfsbuild.host.interrupt import held, resource
 
 # Program to the Debian package that has it; `vnfs doctor` reads it too.
 PACKAGES: Mapping[str, str] = {
@@ -109,27 +110,29 @@ def run(
     words = [os.fspath(word) for word in argv]
     words[0] = which(words[0]) if "/" not in words[0] else words[0]
     source = subprocess.PIPE if isinstance(stdin, bytes) else (stdin if stdin is not None else subprocess.DEVNULL)
-    process = subprocess.Popen(
-        words,
-        stdin=source,
-        stdout=stdout if stdout is not None else subprocess.PIPE,
-        stderr=subprocess.STDOUT if join or on_line else subprocess.PIPE,
-        cwd=cwd,
-        env=environment(env),
-        process_group=0,
-        umask=_UMASK,
-        pass_fds=pass_fds,
-    )
+    process = None
     try:
+        with held():  # a signal must not find it started, and nobody knowing of it
+            process = subprocess.Popen(
+                words,
+                stdin=source,
+                stdout=stdout if stdout is not None else subprocess.PIPE,
+                stderr=subprocess.STDOUT if join or on_line else subprocess.PIPE,
+                cwd=cwd,
+                env=environment(env),
+                process_group=0,
+                umask=_UMASK,
+                pass_fds=pass_fds,
+            )
         if on_line:
             output, errors = _follow(process, stdin if isinstance(stdin, bytes) else None, on_line), b""
         else:
             output, errors = process.communicate(stdin if isinstance(stdin, bytes) else None, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        end(process)
-        raise CommandFailed(words, -signal.SIGKILL, f"gave no answer in {timeout} s", what=what) from None
-    except BaseException:
-        end(process)
+    except BaseException as error:
+        if process:
+            end(process)
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise CommandFailed(words, -signal.SIGKILL, f"gave no answer in {timeout} s", what=what) from None
         raise
     result = Result(tuple(words), process.returncode, output or b"", errors or b"")
     if check and result.returncode != 0:
@@ -162,11 +165,13 @@ def interactive(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = N
     words = [os.fspath(word) for word in argv]
     words[0] = which(words[0]) if "/" not in words[0] else words[0]
     previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    process = None
     try:
-        process = subprocess.Popen(words, env=environment(env), restore_signals=True, preexec_fn=_as_a_shell_would)  # noqa: PLW1509
-        try:
-            return process.wait()
-        except BaseException:
+        with held():
+            process = subprocess.Popen(words, env=environment(env), restore_signals=True, preexec_fn=_as_a_shell_would)  # noqa: PLW1509
+        return process.wait()
+    except BaseException:
+        if process:
             # unshare waits with SIGTERM blocked, and its child is an init, which none reaches that it has no handler
             # for: patience is for other programs. The death of unshare is the end of all in its namespace.
             process.terminate()
@@ -174,7 +179,7 @@ def interactive(argv: Sequence[str | Path], *, env: Mapping[str, str] | None = N
                 process.wait(1.0)
             process.kill()
             process.wait()
-            raise
+        raise
     finally:
         signal.signal(signal.SIGINT, previous)
 
@@ -185,7 +190,7 @@ def _as_a_shell_would() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-@contextmanager
+@resource
 def started(
     argv: Sequence[str | Path],
     *,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import IO
 
 from vnfsbuild.errors import HostError, NetworkError, UsageError, VnfsError
+from vnfsbuild.host.interrupt import resource
 from vnfsbuild.host.run import end, started
 from vnfsbuild.model import Reference
 from vnfsbuild.serve.app import ServeConfig, make_app
@@ -169,7 +170,7 @@ def command(hardware: Hardware, *, script: str) -> list[str]:
     ]
 
 
-@contextmanager
+@resource
 def machine(hardware: Hardware, *, script: str, sinks: tuple[IO[bytes], ...] = ()) -> Iterator[Guest]:
     """A running machine; it ends with the context. `sinks` get what its console says, as it says it."""
     if not hardware.ssh_port:

@@ -7,11 +7,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 
 from aiohttp import web
 
 from vnfsbuild.errors import HostError
+from vnfsbuild.host.interrupt import resource
 
 _PATIENCE = 3.0
 
@@ -46,7 +46,7 @@ def serve_forever(app: web.Application, host: str, port: int, *, ready: Callable
     asyncio.run(body())
 
 
-@contextmanager
+@resource
 def serving(app: web.Application, host: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
     """Serve in a thread while the context is open; yields the port (a free one for port 0)."""
     bound: Future[int] = Future()

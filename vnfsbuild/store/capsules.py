@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vnfsbuild.errors import Conflict, NotFound, TrustError, UsageError
 from vnfsbuild.host.fs import atomic_write, lock, make_directory
+from vnfsbuild.host.interrupt import finish, held
 from vnfsbuild.model import Blob, Reference, check_digest, check_name
 from vnfsbuild.store.cas import LocalBlobs, digest_of
 
@@ -346,7 +347,9 @@ class Store:
         make_directory(self.root)
         if not (self.root / LAYOUT_NAME).exists():
             atomic_write(self.root / LAYOUT_NAME, LAYOUT)
-        atomic_write(self.root / INDEX_NAME, json.dumps(index, sort_keys=True, indent=1).encode())
+        with held():
+            atomic_write(self.root / INDEX_NAME, json.dumps(index, sort_keys=True, indent=1).encode())
+            finish()  # whoever sees a new version is told of it
 
     # ---- the index
 

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from vnfsbuild.deliver.edit.busy import users
 from vnfsbuild.errors import Busy, Conflict, HostError, NotFound, TrustError
 from vnfsbuild.host import mount as host
 from vnfsbuild.host.fs import atomic_write, lock, make_directory, remove_tree, walk, xattr_names
+from vnfsbuild.host.interrupt import finish, held, resource
 from vnfsbuild.host.user import require_root
 from vnfsbuild.model import Reference
 from vnfsbuild.store.capsules import Capsule, Store
@@ -183,7 +184,7 @@ def _open(store: Store, place: Place, capsule: Capsule, state: State, *, fresh: 
         raise Conflict(f"{point} is not empty", "choose another directory with --at")
     if any(point.resolve().is_relative_to(own.resolve()) for own in (store.root, place.parent.parent)):
         raise Conflict(f"{point} is a place of vnfs itself", "choose another directory with --at")
-    with ExitStack() as undo:
+    with held(), ExitStack() as undo:
         if fresh:
             undo.callback(_remove_quietly, place.root)
         make_directory(place.root, 0o700)  # what the edits hold, set-uid programs too, is not for the host's users
@@ -199,6 +200,7 @@ def _open(store: Store, place: Place, capsule: Capsule, state: State, *, fresh: 
             undo.callback(point.rmdir)
         host.overlay(point, lower=lower, upper=place.upper, work=place.work)
         undo.pop_all()
+        finish()
 
 
 def _remove_quietly(directory: Path) -> None:
@@ -253,7 +255,7 @@ def point_of(work: Path, name: str) -> Path:
     return where
 
 
-@contextmanager
+@resource
 def detached(store: Store, place: Place, state: State) -> Iterator[Capsule]:
     """The edits with the view unmounted, the layers still mounted. Afterwards the edits are kept, or were removed by
     `forget`; either way nothing stays mounted. Raises Busy, changing nothing, when a process is inside."""
@@ -294,7 +296,11 @@ def _unmount_layers(place: Place) -> None:
 
 
 def forget(place: Place, state: State) -> None:
-    """Drop what was open, by one rename, once it is published or thrown away. Its view is unmounted already."""
+    """Drop what was open, by one rename, once it is published or thrown away. Its view is unmounted already.
+
+    No signal is heard from here on: the edits go, and the caller has only to say what became of them.
+    """
+    finish()
     _unmount_layers(place)
     trash = place.parent / f".gone-{os.urandom(6).hex()}"
     place.root.rename(trash)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from vnfsbuild.deliver.transfer.layout import ordered_blobs
 from vnfsbuild.errors import Conflict, NetworkError, NoSpace, NotFound, TrustError, VnfsError
 from vnfsbuild.host.fs import free_bytes, make_directory
+from vnfsbuild.host.interrupt import resource
 from vnfsbuild.model import Blob, Reference, check_name
 from vnfsbuild.store.capsules import INITRD, KERNEL, LAYER, SBOM, TOC, Capsule, Config, Store, manifest_parts
 from vnfsbuild.store.cas import digest_of
@@ -80,7 +81,7 @@ def check_config(store: Store, offer: Offer, *, name: str | None = None) -> Conf
     return config
 
 
-@contextmanager
+@resource
 def admission(store: Store, offer: Offer, *, resumable: bool) -> Iterator[None]:
     """Move the blobs of an offer within this context; when it fails, what came is removed unless something uses it.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from vnfsbuild.errors import CommandFailed, VnfsError
@@ -19,6 +19,7 @@ from vnfsbuild.family.deb.inventory import inventory
 from vnfsbuild.family.deb.order import batches
 from vnfsbuild.family.deb.supply import Supply
 from vnfsbuild.host.fs import atomic_write, resolve_in
+from vnfsbuild.host.interrupt import resource
 from vnfsbuild.host.run import run
 from vnfsbuild.host.sandbox import Bind, run_in
 from vnfsbuild.lockfile import Lock
@@ -91,7 +92,7 @@ def install(root: Path, packages: Supply, *, requested: Iterable[str], stand_ins
     _check(root, lock)
 
 
-@contextmanager
+@resource
 def _empty_host_keys(root: Path) -> Iterator[None]:
     """While the context lasts there are host keys, empty ones."""
     made = []

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from vnfsbuild.host.fs import atomic_write, make_directory, resolve_in
+from vnfsbuild.host.interrupt import resource
 from vnfsbuild.host.sandbox import Bind
 
 _LISTS, _CACHE, _POLICY = "/var/lib/apt/lists", "/var/cache/apt", "/usr/sbin/policy-rc.d"
@@ -54,7 +54,7 @@ def updated(cache: Path) -> None:
     (cache / "updated").touch()
 
 
-@contextmanager
+@resource
 def no_daemons(root: Path) -> Iterator[None]:
     """While the context lasts, maintainer scripts inside `root` are told not to start anything."""
     policy = _inside(root, _POLICY)
@@ -73,7 +73,7 @@ def no_daemons(root: Path) -> Iterator[None]:
             os.utime(policy.parent, ns=(before[0].st_atime_ns, before[0].st_mtime_ns))
 
 
-@contextmanager
+@resource
 def resolver(root: Path) -> Iterator[None]:
     """While the context lasts there is an /etc/resolv.conf, over which the sandbox lays the host's."""
     file = _inside(root, "/etc/resolv.conf")

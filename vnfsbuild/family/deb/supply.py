@@ -15,6 +15,7 @@ from pathlib import Path
 from vnfsbuild.family import Download
 from vnfsbuild.family.deb.archive import control, uncompress
 from vnfsbuild.family.deb.order import Relations
+from vnfsbuild.host.interrupt import resource
 from vnfsbuild.lockfile import Lock, LockedPackage
 from vnfsbuild.model import Blob
 from vnfsbuild.progress import Monitor
@@ -67,7 +68,7 @@ class Supply:
         assert self._relations is not None
         return self._relations
 
-    @contextlib.contextmanager
+    @resource
     def running(self, download: Download, monitor: Monitor) -> Iterator[Supply]:
         """Fetch and uncompress in the background while the context lasts. Leaving it early stops both."""
         crew = range(os.cpu_count() or 1)

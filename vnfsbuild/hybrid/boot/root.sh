@@ -68,7 +68,7 @@ mount_layers() {
         mkdir "/run/vnfs/layers/$number"
         mount -t squashfs -o ro,loop "$image" "/run/vnfs/layers/$number" ||
             die "layer $digest cannot be mounted; can the kernel $release read its compression?"
-        lower="/run/vnfs/layers/$number${lower:+:}$lower"
+        lower="$number${lower:+:}$lower"
         number=$((number + 1))
     done <<LAYERS
 $layers
@@ -81,8 +81,11 @@ mount_root() {
     mount -t tmpfs -o "mode=755,size=$writable" vnfs-rw /run/vnfs/rw || die "vnfs.rw=$writable is not a size"
     mkdir /run/vnfs/rw/upper /run/vnfs/rw/work
     chmod 755 /run/vnfs/rw/upper
+    # From there, because the kernel reads one page of options, which the whole paths of many layers would not fit.
+    cd /run/vnfs/layers
     mount -t overlay -o "lowerdir=$lower,upperdir=/run/vnfs/rw/upper,workdir=/run/vnfs/rw/work,\
 redirect_dir=off,metacopy=off" vnfs "$new" || die "the layers of $capsule:$version cannot be laid over each other"
+    cd /
     [ -x "$new/sbin/init" ] || [ -L "$new/sbin/init" ] || die "$capsule:$version has no /sbin/init"
     mkdir -p "$new/dev" "$new/proc" "$new/sys" "$new/run" "$new/tmp"
 }

@@ -1,0 +1,197 @@
+"""Real signals, thousands of them, at every moment of what must not be torn apart."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from vnfsbuild.host import interrupt
+from vnfsbuild.host.fs import atomic_write, work_directory
+from vnfsbuild.host.interrupt import held, resource
+from vnfsbuild.host.run import run, started
+from vnfsbuild.store.cas import LocalBlobs
+
+STEP = 1e-6
+
+
+@pytest.fixture(autouse=True)
+def alarm() -> Iterator[None]:
+    interrupt.resume()
+    previous = signal.signal(signal.SIGALRM, lambda *_: interrupt.interrupt())
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, previous)
+    interrupt.close_all()
+
+
+def _swept(job: Callable[[], object], check: Callable[[], object], *, rounds: int, until: float) -> int:
+    """Run `job` again and again, each time interrupted a little later; `check` after each. How many were hit."""
+    hits = 0
+    for number in range(rounds):
+        error = None
+        try:
+            signal.setitimer(signal.ITIMER_REAL, STEP + until * number / rounds)
+            job()
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt as caught:
+            error = caught  # kept, with all its frames: nothing is closed only because nobody refers to it any more
+            hits += 1
+        interrupt.close_all()
+        check()
+        del error
+    return hits
+
+
+def _duration(job: Callable[[], object]) -> float:
+    took = []
+    for _ in range(5):
+        began = time.perf_counter()
+        job()
+        took.append(time.perf_counter() - began)
+    return sorted(took)[2]
+
+
+def _empty(directory: Path) -> None:
+    assert list(directory.iterdir()) == []
+
+
+def test_a_blob_on_its_way_in_is_removed_at_whatever_moment_a_signal_comes(tmp_path: Path) -> None:
+    blobs = LocalBlobs(tmp_path / "blobs")
+
+    def job() -> None:
+        blobs.put_bytes(os.urandom(16))
+
+    hits = _swept(job, lambda: _empty(blobs.ingest), rounds=1500, until=_duration(job))
+    assert hits > 100
+    assert all(blobs.sound(blob) for blob in blobs.all())
+
+
+def test_a_scratch_directory_is_removed_at_whatever_moment_a_signal_comes(tmp_path: Path) -> None:
+    def job() -> None:
+        with work_directory(tmp_path, "outer") as outer, work_directory(outer, "inner") as inner:
+            (inner / "file").write_text("x")
+
+    assert _swept(job, lambda: _empty(tmp_path), rounds=1500, until=_duration(job)) > 100
+
+
+def test_a_file_is_replaced_whole_or_not_at_whatever_moment_a_signal_comes(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    texts = [b"a" * 50_000, b"b" * 50_000]
+    turn = 0
+
+    def job() -> None:
+        nonlocal turn
+        turn += 1
+        atomic_write(file, texts[turn % 2])
+
+    def check() -> None:
+        assert file.read_bytes() in texts
+        assert list(tmp_path.iterdir()) == [file]
+
+    assert _swept(job, check, rounds=800, until=_duration(job)) > 50
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["run", "started"])
+def test_no_program_lives_on_at_whatever_moment_a_signal_comes(tmp_path: Path, beside: bool) -> None:
+    with suppress(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+    def job() -> None:
+        if beside:
+            with started(["sleep", "60"]):
+                pass
+        else:
+            run(["sh", "-c", "exit 0"])
+
+    def check() -> None:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)
+
+    assert _swept(job, check, rounds=200, until=_duration(job)) > 20
+
+
+def test_a_signal_waits_for_the_end_of_what_is_held() -> None:
+    steps = []
+
+    def job() -> None:
+        with held():
+            with held():
+                signal.raise_signal(signal.SIGALRM)
+                steps.append("inner")
+            steps.append("outer")
+        steps.append("after")
+
+    with pytest.raises(KeyboardInterrupt):
+        job()
+    assert steps == ["inner", "outer"]
+
+
+def test_what_a_signal_kept_open_is_closed_before_what_is_around_it() -> None:
+    closed = []
+
+    @resource
+    def thing(name: str) -> Iterator[str]:
+        try:
+            yield name
+        finally:
+            closed.append(name)
+
+    def job() -> None:
+        with thing("outer"):
+            thing("inner").__enter__()  # as if a signal had struck before the `with` had noted it
+            signal.raise_signal(signal.SIGALRM)
+
+    with pytest.raises(KeyboardInterrupt):
+        job()
+    assert closed == ["inner", "outer"]
+
+
+def test_resources_may_end_in_any_order_when_nothing_was_interrupted() -> None:
+    closed = []
+
+    @resource
+    def thing(name: str) -> Iterator[str]:
+        yield name
+        closed.append(name)
+
+    with ExitStack() as first:
+        first.enter_context(thing("first"))
+        second = thing("second")
+        second.__enter__()
+        first.close()
+        assert closed == ["first"]
+        second.__exit__(None, None, None)
+    assert closed == ["first", "second"]
+
+
+def test_an_error_passes_through_a_resource_as_through_any_context() -> None:
+    heard = []
+
+    @resource
+    def thing() -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            heard.append(str(error))
+            raise
+
+    with pytest.raises(ValueError, match="mine"), thing():
+        raise ValueError("mine")
+    assert heard == ["mine"]
+
+
+def test_a_signal_that_comes_when_all_is_done_is_heard_only_if_something_else_begins() -> None:
+    interrupt.finish()
+    interrupt.finish()
+    signal.raise_signal(signal.SIGALRM)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt.resume()
+    interrupt.resume()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGALRM)
