@@ -115,3 +115,13 @@ def test_an_import_interrupted_by_ctrl_c_leaves_nothing(store: Store, tmp_path: 
         assert process.wait(30) == 130
     left = {item.name for item in target.root.rglob("*") if item.is_file()}
     assert left <= {"lock"}
+
+
+def test_an_import_into_a_store_with_a_damaged_index_moves_nothing(store: Store, tmp_path: Path) -> None:
+    vnfs(store, "export", "demo", tmp_path / "file.vnfs")
+    target = Store(tmp_path / "target")
+    target.root.mkdir()
+    (target.root / "index.json").write_text("{")
+    said = vnfs(target, "import", tmp_path / "file.vnfs", code=1)
+    assert "index.json is damaged" in said["error"]["message"]
+    assert [path.name for path in target.root.iterdir()] == ["index.json"]

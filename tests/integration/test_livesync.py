@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -489,6 +490,8 @@ def test_one_node_that_fails_does_not_stop_the_others(versions: Versions, node: 
         assert [item["state"] for item in answer.json] == ["failed", "updated", "updated"]
         assert answer.json[0]["error"]["ref"] == "network"  # type: ignore[index]
         assert wrong(other, versions.second_toc) == {}
+        status = ("status", *words, "--progress", "plain", "--identity", str(node.identity), "--known-hosts", str(both))
+        assert re.search(r"status: done in [0-9.]+ s, 2 nodes", versions.site.vnfs(*status).errors)
 
 
 def test_a_version_that_the_store_does_not_have_is_an_error_that_says_what_to_do(

@@ -30,7 +30,7 @@ from vnfsbuild.progress import Monitor, Silent
 from vnfsbuild.store.capsules import Capsule, Store
 from vnfsbuild.store.toc import Entry
 
-T = TypeVar("T")
+T = TypeVar("T", "Report", "Status")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +153,15 @@ def _typed(error: VnfsError | OSError, node: Node) -> VnfsError:
 def _everywhere(
     title: str, nodes: Sequence[Node], one: Callable[[Node, threading.Event], T], jobs: int, monitor: Monitor
 ) -> tuple[T, ...]:
-    """Run `one` for all nodes, `jobs` at a time. Ctrl-C ends the connections and waits for the threads."""
+    """Run `one` for all nodes, `jobs` at a time, and count those that it succeeds for. Ctrl-C ends the connections and
+    waits for the threads."""
     stop = threading.Event()
     with monitor.step(title, total=len(nodes), unit="nodes") as step, ThreadPoolExecutor(jobs) as pool:
         running = [pool.submit(one, node, stop) for node in nodes]
         try:
             for done in as_completed(running):
-                done.result()
-                step.advance()
+                if done.result().error is None:
+                    step.advance()
         except BaseException:
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)

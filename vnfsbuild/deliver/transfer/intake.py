@@ -88,6 +88,7 @@ def admission(store: Store, offer: Offer, *, resumable: bool) -> Iterator[None]:
     Where the transfer is `resumable`, a network failure or an interruption leaves complete blobs for the next attempt
     to build on. Raises NoSpace before anything is moved when it would not fit.
     """
+    store.names()  # a damaged index is told before anything is moved
     missing = [blob for blob in (offer.blob, *offer.blobs) if not store.blobs.has(blob)]
     make_directory(store.root)
     wanted = sum(blob.size for blob in missing)
