@@ -23,14 +23,16 @@ VnfsError
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+INTERRUPTED = "interrupted; nothing is left half done"
 
 
 class VnfsError(Exception):
     """Something the user can act on.
 
     `message` names the file, key or object; `hint` says what to do next. `ref` is a stable kebab-case word for
-    machines, `exit_code` what the command line returns.
+    machines, `exit_code` what the command line returns; `done` holds answers about what was finished before.
     """
 
     ref = "error"
@@ -40,6 +42,7 @@ class VnfsError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.done: Sequence[Mapping[str, object]] = ()
 
     def __str__(self) -> str:
         return self.message

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
+from contextlib import suppress
 
 
 def free_port() -> int:
-    """A port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on right now, from below those that the kernel hands out: no outgoing connection takes
+    it before it is used."""
+    while True:
+        port = 16_384 + secrets.randbelow(16_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,23 +59,32 @@ class Registry:
 def running_registry(root: Path, *, htpasswd: str = "") -> Iterator[Registry]:
     """Start a registry with an empty storage below `root`; it ends with the context."""
     root.mkdir(parents=True, exist_ok=True)
-    port, auth = free_port(), ""
+    auth = ""
     if htpasswd:
         (root / "htpasswd").write_text(htpasswd)
         auth = f"auth: {{htpasswd: {{realm: test, path: {root}/htpasswd}}}}\n"
     config = root / "config.yml"
-    config.write_text(_CONFIG.format(root=root / "data", port=port, auth=auth))
-    with (
-        open(root / "log", "wb") as log,
-        started(["docker-registry", "serve", config], stdout=log, stderr=log) as server,
-    ):
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            assert server.poll() is None, (root / "log").read_text()
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+    with ExitStack() as stack:
+        log = stack.enter_context(open(root / "log", "wb"))
+        for _ in range(3):  # somebody else may take the port before the registry does
+            port = free_port()
+            config.write_text(_CONFIG.format(root=root / "data", port=port, auth=auth))
+            server = stack.enter_context(started(["docker-registry", "serve", config], stdout=log, stderr=log))
+            if _listens(server, port):
                 break
-            time.sleep(0.05)
+        else:
+            raise AssertionError((root / "log").read_text())
         yield Registry(port, root)
+
+
+def _listens(server: subprocess.Popen[bytes], port: int) -> bool:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and server.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            time.sleep(0.1)  # whoever answers: it is ours if ours still lives
+            return server.poll() is None
+        time.sleep(0.05)
+    return False
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -42,11 +41,13 @@ def test_children_get_a_fixed_environment(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_program_that_does_not_end_is_ended_with_its_children() -> None:
-    marker = "86399.25"
+    marker = f"86399.{os.getpid()}"
     with pytest.raises(CommandFailed, match="gave no answer"):
         run(["sh", "-c", f"sleep {marker} & wait"], timeout=0.5)
-    time.sleep(0.2)
-    assert subprocess.run(["pgrep", "-f", f"sleep {marker}"], capture_output=True, check=False).stdout == b""
+    end = time.monotonic() + 10
+    while (left := subprocess.run(["pgrep", "-f", f"sleep {marker}"], capture_output=True, check=False).stdout) != b"":
+        assert time.monotonic() < end, left
+        time.sleep(0.05)
 
 
 def test_leaving_the_context_ends_what_was_started() -> None:
@@ -77,23 +78,19 @@ def test_an_atomic_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [item.name for item in tmp_path.iterdir()] == ["index.json"]
 
 
-def _hold(path: str, ready: str) -> None:
-    with fs.lock(Path(path)):
-        Path(ready).touch()
-        time.sleep(60)
-
-
 def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
-    path, ready = tmp_path / "lock", tmp_path / "ready"
-    holder = multiprocessing.get_context("spawn").Process(target=_hold, args=(str(path), str(ready)))
-    holder.start()
-    while not ready.exists():
-        time.sleep(0.02)
-    with pytest.raises(Busy, match="the store"), fs.lock(path, wait=False, what="the store"):
-        pass
-    assert holder.pid
-    os.kill(holder.pid, signal.SIGKILL)
-    holder.join()
+    path = tmp_path / "lock"
+    program = (
+        "import sys, time; from pathlib import Path; from vnfsbuild.host import fs\n"
+        "with fs.lock(Path(sys.argv[1])):\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(Busy, match="the store"), fs.lock(path, wait=False, what="the store"):
+            pass
+        holder.kill()
     with fs.lock(path, wait=False):
         pass
 

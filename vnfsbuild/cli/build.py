@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vnfsbuild.cli.common import App, amount, command, identity
-from vnfsbuild.errors import NotFound, RecipeError
+from vnfsbuild.errors import INTERRUPTED, Interrupted, NotFound, RecipeError, VnfsError
 
 if TYPE_CHECKING:
     from vnfsbuild.lockfile import Lock
@@ -97,7 +97,7 @@ def build_command(
     """Compile each RECIPE into the next version of its capsule. Needs root.
 
     RECIPE is a file, or the name of a recipe that comes with vnfs. With --json one RECIPE is answered by an object,
-    several by a list of them.
+    several by a list of them; an error names as "done" those that were built before.
     """
     from vnfsbuild import pipeline
     from vnfsbuild.host import mount
@@ -113,13 +113,18 @@ def build_command(
     # Nor does the caller's umask reach into the root.
     os.umask(0o022)
     tools = _tools(app, mirror)
-    records = []
-    for recipe in recipes:
-        resume()  # a Ctrl-C that came too late for the recipe before
-        report = pipeline.build(_find(recipe), tools, locked=locked, tag=tag, keep_failed=keep_failed)
-        records.append(_record(report))
-        if not app.json:
-            app.emit(None, _text(report))
+    records: list[dict[str, Any]] = []
+    try:
+        for recipe in recipes:
+            resume()  # a Ctrl-C that came too late for the recipe before
+            report = pipeline.build(_find(recipe), tools, locked=locked, tag=tag, keep_failed=keep_failed)
+            records.append(_record(report))
+            if not app.json:
+                app.emit(None, _text(report))
+    except (VnfsError, KeyboardInterrupt) as error:
+        told = error if isinstance(error, VnfsError) else Interrupted(INTERRUPTED)
+        told.done = records
+        raise told from error
     if app.json:
         app.emit(records[0] if len(records) == 1 else records)
 

@@ -18,7 +18,7 @@ import click
 
 from vnfsbuild import __version__
 from vnfsbuild.cli.common import App, error_record, printable
-from vnfsbuild.errors import HostError, Interrupted, NoSpace, UsageError, VnfsError
+from vnfsbuild.errors import INTERRUPTED, HostError, Interrupted, NoSpace, UsageError, VnfsError
 from vnfsbuild.host import interrupt
 
 SPACE_HINT = "free some, or point VNFS_STORE, VNFS_CACHE or VNFS_WORK elsewhere"
@@ -90,11 +90,13 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = _run(words, as_json=as_json)
         interrupt.finish()
     except (click.Abort, KeyboardInterrupt, Interrupted) as error:
-        said = error if isinstance(error, Interrupted) else Interrupted("interrupted; nothing is left half done")
+        said = error if isinstance(error, Interrupted) else Interrupted(INTERRUPTED)
+        left = interrupt.close_all()
+        if left:
+            said = Interrupted(f"{said.message}, but for this: {left}", said.hint)
         with suppress(OSError):  # the terminal may be what went away
             _report(said, as_json=as_json)
         code = 128 + interruption.signal
-    interrupt.close_all()
     with suppress(OSError):
         if sys.stdout:
             sys.stdout.flush()
@@ -148,7 +150,7 @@ def _explained(error: OSError) -> VnfsError:
 def _report(error: VnfsError, *, as_json: bool) -> int:
     """Say what went wrong, and return the exit code."""
     if as_json:
-        click.echo(json.dumps({"error": error_record(error)}))
+        click.echo(json.dumps({"error": error_record(error), **({"done": error.done} if error.done else {})}))
         return error.exit_code
     with suppress(OSError):
         click.echo(printable(f"vnfs: {error.message}"), err=True)

@@ -94,7 +94,7 @@ class Lines:
             yield step
             error = ""
         except Exception as problem:
-            error = str(problem)
+            error = str(problem) or error
             raise
         finally:
             self._sink.end(title, time.monotonic() - began, step.done, unit, error)

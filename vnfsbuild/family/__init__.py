@@ -7,6 +7,7 @@ The protocol is here, the code behind it is imported when a recipe needs it. Whi
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -34,7 +35,7 @@ class CachingFetcher(Fetcher, Protocol):
 
 
 class Download(Protocol):
-    """Gets many files at once, verified; `done` is called in worker threads as each is there."""
+    """Gets many files at once, verified; `done` is called in worker threads as each is there. `cancel` ends it."""
 
     def __call__(
         self,
@@ -42,6 +43,7 @@ class Download(Protocol):
         *,
         done: Callable[[Blob, Path], None],
         advance: Callable[[int], None],
+        cancel: threading.Event,
     ) -> None:
         """Raises NetworkError or TrustError; the first error cancels the rest."""
 

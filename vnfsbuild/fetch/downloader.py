@@ -17,6 +17,7 @@ from vnfsbuild.store.cas import LocalBlobs
 _DEFAULT_LIMIT = 64 << 20
 _CONNECT_TIMEOUT = 10.0
 _PATIENCE = 2.0
+_POLL = 0.1
 
 
 class Downloader:
@@ -46,11 +47,13 @@ class Downloader:
         *,
         done: Callable[[Blob, Path], None],
         advance: Callable[[int], None],
+        cancel: threading.Event | None = None,
     ) -> None:
         """Get all `items` (URL and what it must be), the largest first, on `threads` threads.
 
         `done` hears of every file as it is ready, cached ones too, and `advance` of every byte; both are called from
-        those threads. The first error (theirs too) stops the rest and is raised.
+        those threads. The first error (theirs too) stops the rest and is raised; setting `cancel` stops all soon, and
+        Cancelled is raised.
         """
         todo: queue.SimpleQueue[tuple[str, Blob]] = queue.SimpleQueue()
         unique = {blob.digest: (url, blob) for url, blob in items}
@@ -58,7 +61,7 @@ class Downloader:
             todo.put(item)
         stop = threading.Event()
         crew = _Crew(self._job(stop), self._connections, stop, todo, done, advance)
-        crew.run(min(self._threads, len(unique)))
+        crew.run(min(self._threads, len(unique)), cancel or threading.Event())
 
     def _job(self, stop: threading.Event) -> Job:
         return Job(self.blobs, Wire(self._connections, stop), stop, self._attempts)
@@ -88,17 +91,22 @@ class _Crew:
         self._advance = advance
         self._ended: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
 
-    def run(self, count: int) -> None:
-        """Work until all is done; the first error stops the others and is raised."""
+    def run(self, count: int, cancel: threading.Event) -> None:
+        """Work until all is done; the first error stops the others and is raised, as Cancelled is."""
         # Daemons: a thread stuck in a name lookup must not keep a cancelled program alive.
         threads = [threading.Thread(target=self._work, name=f"fetch-{n}", daemon=True) for n in range(count)]
         try:
             for thread in threads:
                 thread.start()
-            for _ in threads:
-                error = self._ended.get()
-                if error is not None:
-                    raise error
+            working = count
+            while working:
+                if cancel.is_set():
+                    raise Cancelled
+                with suppress(queue.Empty):
+                    error = self._ended.get(timeout=_POLL)
+                    if error is not None:
+                        raise error
+                    working -= 1
         finally:
             self._stop.set()
             self._job.wire.interrupt()

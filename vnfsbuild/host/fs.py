@@ -94,14 +94,20 @@ def _seized(descriptor: int) -> bool:
     return False
 
 
-@resource
+@contextmanager
 def work_directory(parent: Path, prefix: str) -> Iterator[Path]:
     """A scratch directory, removed when the context ends. One that a killed process left is removed by the next call.
 
     Liveness is a lock on the directory itself, so that no process id is ever guessed at.
     """
     make_directory(parent)
-    sweep(parent, prefix)
+    sweep(parent, prefix)  # may take long, and does no harm when a signal ends it
+    with _claimed_directory(parent, prefix) as path:
+        yield path
+
+
+@resource
+def _claimed_directory(parent: Path, prefix: str) -> Iterator[Path]:
     path, descriptor = _claim(parent, prefix, directory=True)
     try:
         yield path
@@ -110,11 +116,17 @@ def work_directory(parent: Path, prefix: str) -> Iterator[Path]:
         os.close(descriptor)
 
 
-@resource
+@contextmanager
 def work_file(parent: Path, prefix: str) -> Iterator[tuple[Path, IO[bytes]]]:
     """A scratch file, open for writing, removed when the context ends unless it was renamed. One that a killed process
     left is removed by the next call."""
     sweep(parent, prefix)
+    with _claimed_file(parent, prefix) as claimed:
+        yield claimed
+
+
+@resource
+def _claimed_file(parent: Path, prefix: str) -> Iterator[tuple[Path, IO[bytes]]]:
     path, descriptor = _claim(parent, prefix, directory=False)
     with open(descriptor, "wb") as out:
         try:

@@ -12,7 +12,7 @@ import functools
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -46,16 +46,17 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal = signal.SIGINT
+        self._heard = False
         for number in _SIGNALS:
             # What nohup, or a shell's &, has us ignore stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._hear)
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
-        for each in _SIGNALS:
-            signal.signal(each, lambda *_: None)  # not SIG_IGN: what we still start would inherit that
-        interrupt()
+        if not self._heard:  # and not SIG_IGN from now on: what we still start would inherit that
+            self._heard = True
+            self.signal = signal.Signals(number)
+            interrupt()
 
 
 def interrupt() -> None:
@@ -100,7 +101,7 @@ class held:
 
 def resource(function: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextManager[T]]:
     """As `contextlib.contextmanager`, for what must be undone: a signal is heard before it is made, while the body of
-    the context runs, or after it is undone. Neither end may wait for long, or for somebody."""
+    the context runs, or after it is undone. So neither end may wait for somebody else."""
     manager = contextmanager(function)
 
     @functools.wraps(function)
@@ -113,6 +114,7 @@ def resource(function: Callable[P, Iterator[T]]) -> Callable[P, AbstractContextM
 class _Resource(Generic[T]):
     def __init__(self, inner: AbstractContextManager[T]) -> None:
         self._inner = inner
+        self._ended = False
 
     def __enter__(self) -> T:
         with held():
@@ -124,26 +126,33 @@ class _Resource(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        if not _guarded():
-            return self._inner.__exit__(kind, error, trace)
         with held():
-            if self not in _state.open:
+            if self._ended:
                 return None
-            # A signal that is heard between the last line of a context and its end keeps it from being ended. What
-            # lies within us goes first.
-            while _state.interrupted and _state.open[-1] is not self:
-                _state.open[-1].abandon()
-            _state.open.remove(self)
+            self._ended = True
+            if self in _state.open:  # else it was entered by another thread
+                # A signal that is heard between the last line of a context and its end keeps it from being ended.
+                # What lies within us goes first.
+                while _state.interrupted and _state.open[-1] is not self:
+                    _state.open[-1].abandon()
+                _state.open.remove(self)
             return self._inner.__exit__(kind, error, trace)
 
-    def abandon(self) -> None:
-        """End it for the signal that kept it from being ended."""
-        with suppress(Exception, KeyboardInterrupt):
+    def abandon(self) -> Exception | None:
+        """End it for the signal that kept it from being ended; what went wrong with that is returned."""
+        try:
             self.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+        except KeyboardInterrupt:
+            return None
+        except Exception as error:
+            return error
+        return None
 
 
-def close_all() -> None:
-    """Undo what a signal kept from being undone. To be called when everything is unwound."""
+def close_all() -> Exception | None:
+    """Undo what a signal kept from being undone, and return the first error. For when everything is unwound."""
+    errors = []
     while _state.open:
-        _state.open[-1].abandon()
+        errors.append(_state.open[-1].abandon())
     _state.interrupted = False
+    return next(filter(None, errors), None)

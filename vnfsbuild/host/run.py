@@ -130,7 +130,8 @@ def run(
             output, errors = process.communicate(stdin if isinstance(stdin, bytes) else None, timeout=timeout)
     except BaseException as error:
         if process:
-            end(process)
+            with held():
+                end(process)
         if isinstance(error, subprocess.TimeoutExpired):
             raise CommandFailed(words, -signal.SIGKILL, f"gave no answer in {timeout} s", what=what) from None
         raise

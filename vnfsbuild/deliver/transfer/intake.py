@@ -106,7 +106,7 @@ def take_back(store: Store, blobs: list[Blob]) -> None:
     """Remove those of `blobs` that no version refers to. Does nothing when the store cannot say which those are."""
     for blob in blobs:
         _discard_part(store, blob)
-    with suppress(VnfsError), store.lock():
+    with suppress(VnfsError), store.lock(wait=False):
         used = {blob.digest for capsule in store.capsules() for blob in (capsule.manifest_blob, *capsule.blobs)}
         for blob in blobs:
             if blob.digest not in used:

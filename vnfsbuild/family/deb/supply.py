@@ -126,7 +126,7 @@ class Supply:
         for essential in (True, False):
             some = [item for item in self.lock.packages if item.essential is essential]
             if some:
-                download([(item.url, item.blob) for item in some], done=arrived, advance=counted)
+                download([(item.url, item.blob) for item in some], done=arrived, advance=counted, cancel=self._stop)
         relations = Relations.read(self._stanzas)
         unpacked = relations.ordered(self.lock.packages)
         with self._changed:
