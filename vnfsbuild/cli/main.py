@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         said = error if isinstance(error, Interrupted) else Interrupted(INTERRUPTED)
         left = interrupt.close_all()
         if left:
-            said = Interrupted(f"{said.message}, but for this: {left}", said.hint)
+            said.message += f", but for this: {left}"
         with suppress(OSError):  # the terminal may be what went away
             _report(said, as_json=as_json)
         code = 128 + interruption.signal
