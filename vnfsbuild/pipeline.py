@@ -25,8 +25,9 @@ from vnfsbuild.model import Blob
 from vnfsbuild.progress import Monitor
 from vnfsbuild.recipe import Phase, Recipe
 from vnfsbuild.store import sbom, toc
-from vnfsbuild.store.capsules import Capsule, Config, Kernel, State, Store
+from vnfsbuild.store.capsules import Store
 from vnfsbuild.store.cas import digest_of, hash_file
+from vnfsbuild.store.manifest import Capsule, Config, Kernel, State
 
 # What a build holds in memory at its peak, as a multiple of the compressed packages: the root, and those packages that
 # are uncompressed and not yet unpacked (measured: 8 to 9 on Debian).

@@ -30,7 +30,8 @@ from tests.support.program import VNFS
 from vnfsbuild.errors import VnfsError
 from vnfsbuild.model import Reference
 from vnfsbuild.serve.qemu import Hardware, booted
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Store
+from vnfsbuild.store.manifest import Capsule
 
 pytestmark = [pytest.mark.boot, pytest.mark.root, pytest.mark.network]
 

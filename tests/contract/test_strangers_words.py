@@ -14,7 +14,8 @@ import zstandard
 from tests.support.capsules import make_capsule
 from vnfsbuild.deliver.transfer.intake import Offer, admission, check_config, enter
 from vnfsbuild.errors import TrustError, VnfsError
-from vnfsbuild.store.capsules import Capsule, Config, Store, manifest_parts
+from vnfsbuild.store.capsules import Store
+from vnfsbuild.store.manifest import Capsule, Config, manifest_parts
 from vnfsbuild.store.toc import Entry, FileType, Toc
 
 GOOD = Entry("/etc/a", FileType.FILE, mode=0o644, size=1, sha256="a" * 64)

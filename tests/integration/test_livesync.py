@@ -22,7 +22,8 @@ from tests.support.livenode import SKIP, LiveNode, Site, call, live_node, publis
 from tests.support.ports import free_port
 from vnfsbuild.deliver.livesync.plan import differences
 from vnfsbuild.deliver.livesync.skip import protection
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Store
+from vnfsbuild.store.manifest import Capsule
 from vnfsbuild.store.toc import Entry, FileType, Toc
 
 pytestmark = [pytest.mark.root, pytest.mark.network]

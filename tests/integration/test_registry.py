@@ -23,8 +23,9 @@ from vnfsbuild.deliver.verify import verify
 from vnfsbuild.errors import Conflict, NetworkError, NotFound, TrustError, UsageError, VnfsError
 from vnfsbuild.host.run import run
 from vnfsbuild.progress import Silent
-from vnfsbuild.store.capsules import MANIFEST, Capsule, Store
+from vnfsbuild.store.capsules import Store
 from vnfsbuild.store.cas import hash_file
+from vnfsbuild.store.manifest import MANIFEST, Capsule
 
 BIG = 20 << 20
 # What htpasswd -nbB someone secret prints.

@@ -15,7 +15,8 @@ from vnfsbuild.deliver.transfer.importer import read_vnfs
 from vnfsbuild.deliver.verify import verify
 from vnfsbuild.model import Blob
 from vnfsbuild.progress import Silent
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Store
+from vnfsbuild.store.manifest import Capsule
 
 
 def _rot(store: Store, blob: Blob) -> None:

@@ -21,8 +21,9 @@ from vnfsbuild.model import Blob, Reference
 from vnfsbuild.serve import boot
 from vnfsbuild.serve.app import ServeConfig, make_app
 from vnfsbuild.serve.server import serving
-from vnfsbuild.store.capsules import Capsule, Config, Kernel, Store
+from vnfsbuild.store.capsules import Store
 from vnfsbuild.store.cas import digest_of
+from vnfsbuild.store.manifest import Capsule, Config, Kernel
 from vnfsbuild.store.toc import Entry, FileType, Toc
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHjKj2n+0kq0a1tq5vYqkW3b7hTn6Vw0mXgk8rXk9s1Z admin@head"

@@ -17,7 +17,8 @@ from vnfsbuild.errors import NotFound
 from vnfsbuild.host.mount import mountpoints
 from vnfsbuild.model import Blob, Reference
 from vnfsbuild.progress import Silent
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Store
+from vnfsbuild.store.manifest import Capsule
 from vnfsbuild.store.toc import Toc
 
 

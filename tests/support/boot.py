@@ -12,7 +12,8 @@ from typing import Any
 from tests.support.capsules import configuration
 from vnfsbuild.host import mount
 from vnfsbuild.hybrid import initrd
-from vnfsbuild.store.capsules import Capsule, Kernel, Store
+from vnfsbuild.store.capsules import Store
+from vnfsbuild.store.manifest import Capsule, Kernel
 from vnfsbuild.store.toc import scan
 
 PACKAGES = (

@@ -16,7 +16,8 @@ from typing import Any
 
 from vnfsbuild.host.run import run
 from vnfsbuild.store import sbom
-from vnfsbuild.store.capsules import Capsule, Config, Kernel, Store
+from vnfsbuild.store.capsules import Store
+from vnfsbuild.store.manifest import Capsule, Config, Kernel
 from vnfsbuild.store.toc import Entry, Toc, scan
 
 EPOCH = 1_700_000_000

@@ -26,7 +26,8 @@ from tests.support.ports import free_port
 from tests.support.program import VNFS
 from vnfsbuild.config import data_directory
 from vnfsbuild.hybrid.policy import profile
-from vnfsbuild.store.capsules import Capsule, State, Store
+from vnfsbuild.store.capsules import Store
+from vnfsbuild.store.manifest import Capsule, State
 from vnfsbuild.store.toc import Toc, scan
 
 REPOSITORY = Path(__file__).parents[2]

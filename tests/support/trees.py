@@ -10,7 +10,8 @@ from tests.support.capsules import configuration
 from vnfsbuild.format.squashfs import pack_tree
 from vnfsbuild.model import Package
 from vnfsbuild.store import sbom
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Store
+from vnfsbuild.store.manifest import Capsule
 from vnfsbuild.store.toc import scan
 
 EPOCH = 1_700_000_000

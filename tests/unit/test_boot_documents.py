@@ -11,7 +11,7 @@ import pytest
 from vnfsbuild.errors import UsageError
 from vnfsbuild.model import Blob
 from vnfsbuild.serve import boot
-from vnfsbuild.store.capsules import Capsule, Config, Kernel
+from vnfsbuild.store.manifest import Capsule, Config, Kernel
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHjKj2n+0kq0a1tq5vYqkW3b7hTn6Vw0mXgk8rXk9s1Z admin@head"
 PLAN = """\

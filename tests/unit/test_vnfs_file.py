@@ -19,7 +19,8 @@ from vnfsbuild.deliver.transfer.importer import read_vnfs
 from vnfsbuild.deliver.transfer.layout import file_size
 from vnfsbuild.errors import Conflict, NotFound, TrustError, VnfsError
 from vnfsbuild.progress import Silent
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Store
+from vnfsbuild.store.manifest import Capsule
 
 
 @pytest.fixture(scope="module")

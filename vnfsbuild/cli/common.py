@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from vnfsbuild.config import Settings
     from vnfsbuild.errors import VnfsError
     from vnfsbuild.progress import Monitor
-    from vnfsbuild.store.capsules import Capsule, Store
+    from vnfsbuild.store.capsules import Store
+    from vnfsbuild.store.manifest import Capsule
 
 P = ParamSpec("P")
 ANSWERED_NO = 3

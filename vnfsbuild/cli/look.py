@@ -10,7 +10,7 @@ from vnfsbuild.cli.common import ANSWERED_NO, App, amount, command, identity, pr
 
 if TYPE_CHECKING:
     from vnfsbuild.deliver.diff import Difference, PathChange
-    from vnfsbuild.store.capsules import Capsule
+    from vnfsbuild.store.manifest import Capsule
 
 _HEADINGS = {"configuration": "configuration", "units": "units", "modules": "kernel modules", "files": "other files"}
 _COUNTED = {

@@ -17,7 +17,7 @@ from vnfsbuild.model import Reference
 
 if TYPE_CHECKING:
     from vnfsbuild.serve.qemu import Guest
-    from vnfsbuild.store.capsules import Capsule
+    from vnfsbuild.store.manifest import Capsule
 
 _READABLE = click.Path(path_type=Path, dir_okay=False)
 

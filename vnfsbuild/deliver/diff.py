@@ -16,8 +16,9 @@ from vnfsbuild.family.deb import inventory
 from vnfsbuild.format.squashfs import read_files
 from vnfsbuild.model import Package
 from vnfsbuild.store import sbom
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Store
 from vnfsbuild.store.cas import digest_of
+from vnfsbuild.store.manifest import Capsule
 from vnfsbuild.store.toc import Entry, FileType, Toc
 
 _UNITS = ("/etc/systemd/system/", "/usr/lib/systemd/system/", "/lib/systemd/system/")

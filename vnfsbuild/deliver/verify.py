@@ -12,8 +12,9 @@ from vnfsbuild.host.fs import work_directory
 from vnfsbuild.host.user import require_root
 from vnfsbuild.model import Blob, Reference
 from vnfsbuild.progress import Monitor, Step
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Store
 from vnfsbuild.store.cas import hash_file
+from vnfsbuild.store.manifest import Capsule
 from vnfsbuild.store.toc import losses, scan
 
 

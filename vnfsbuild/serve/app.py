@@ -29,8 +29,9 @@ from vnfsbuild.errors import NotFound, TrustError, UsageError, VnfsError
 from vnfsbuild.model import Reference
 from vnfsbuild.serve import boot
 from vnfsbuild.serve.catalog import Catalog, Served
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Store
 from vnfsbuild.store.cas import digest_of
+from vnfsbuild.store.manifest import Capsule
 
 _MAX_REPORT = 16 << 10
 _MAX_NODES = 20_000

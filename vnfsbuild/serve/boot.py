@@ -17,7 +17,7 @@ from pathlib import Path
 import jinja2
 
 from vnfsbuild.errors import UsageError
-from vnfsbuild.store.capsules import Capsule
+from vnfsbuild.store.manifest import Capsule
 
 _MAC = re.compile(r"[0-9a-f]{2}(?::[0-9a-f]{2}){5}\Z")
 _KEY = re.compile(r"(?:[a-z0-9][^\n]* )?(?:ssh|ecdsa|sk)-[a-z0-9@.-]+ [A-Za-z0-9+/]+={0,2}(?: [^\n]*)?\Z")

@@ -12,8 +12,9 @@ from pathlib import Path
 from vnfsbuild.errors import NotFound, TrustError
 from vnfsbuild.model import Reference
 from vnfsbuild.serve.boot import node_files, plan
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Store
 from vnfsbuild.store.cas import digest_of
+from vnfsbuild.store.manifest import Capsule
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from vnfsbuild.host.fs import atomic_write, lock, make_directory, remove_tree, w
 from vnfsbuild.host.interrupt import finish, held, resource
 from vnfsbuild.host.user import require_root
 from vnfsbuild.model import Reference
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Store
+from vnfsbuild.store.manifest import Capsule
 
 DEFAULT_PARENT = Path("/mnt")
 

@@ -23,8 +23,9 @@ from vnfsbuild.host.user import require_root
 from vnfsbuild.model import Blob
 from vnfsbuild.progress import Monitor
 from vnfsbuild.store import sbom
-from vnfsbuild.store.capsules import Capsule, Config, Store
+from vnfsbuild.store.capsules import Store
 from vnfsbuild.store.cas import digest_of
+from vnfsbuild.store.manifest import Capsule, Config
 from vnfsbuild.store.toc import Entry, FileType, Toc, losses, read_entry
 
 _KERNEL_PATHS = ("/boot/vmlinuz-", "/lib/modules/", "/usr/lib/modules/")

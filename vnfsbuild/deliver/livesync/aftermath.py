@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from vnfsbuild.deliver.livesync.plan import Plan
 from vnfsbuild.deliver.livesync.ssh import Connection, join
 from vnfsbuild.errors import TrustError, VnfsError
-from vnfsbuild.store.capsules import Capsule
+from vnfsbuild.store.manifest import Capsule
 
 _UNITS = re.compile(r"/(?:usr/)?(?:lib|etc)/systemd/system/")
 _UNIT = re.compile(r"[A-Za-z0-9:_.@\\-]+\.service\Z")

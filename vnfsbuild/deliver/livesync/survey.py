@@ -15,7 +15,8 @@ from vnfsbuild.deliver.livesync.plan import candidates, changed_paths
 from vnfsbuild.deliver.livesync.skip import Protection, protection
 from vnfsbuild.deliver.livesync.ssh import Connection
 from vnfsbuild.errors import NotFound, TrustError
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Store
+from vnfsbuild.store.manifest import Capsule
 from vnfsbuild.store.toc import Entry
 
 

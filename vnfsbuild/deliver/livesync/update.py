@@ -27,7 +27,8 @@ from vnfsbuild.host.fs import work_directory
 from vnfsbuild.host.mount import layers
 from vnfsbuild.host.run import which
 from vnfsbuild.progress import Monitor, Silent
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Store
+from vnfsbuild.store.manifest import Capsule
 from vnfsbuild.store.toc import Entry
 
 T = TypeVar("T", "Report", "Status")

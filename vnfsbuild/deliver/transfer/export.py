@@ -11,8 +11,9 @@ from vnfsbuild.errors import Conflict, HostError, NoSpace, TrustError
 from vnfsbuild.host.fs import atomic_file, free_bytes, space_errors
 from vnfsbuild.model import Blob
 from vnfsbuild.progress import Monitor, Step
-from vnfsbuild.store.capsules import INDEX_NAME, LAYOUT, LAYOUT_NAME, Capsule, Store
+from vnfsbuild.store.capsules import INDEX_NAME, LAYOUT, LAYOUT_NAME, Store
 from vnfsbuild.store.cas import CHUNK, LocalBlobs
+from vnfsbuild.store.manifest import Capsule
 
 
 def default_name(capsule: Capsule) -> str:

@@ -18,8 +18,9 @@ from vnfsbuild.deliver.transfer.intake import Offer, admission, check_config, en
 from vnfsbuild.errors import TrustError, UsageError
 from vnfsbuild.model import Blob, check_digest, one_line
 from vnfsbuild.progress import Monitor, Step
-from vnfsbuild.store.capsules import INDEX_NAME, LAYOUT, LAYOUT_NAME, MANIFEST, REF_NAME, Capsule, Store
+from vnfsbuild.store.capsules import INDEX_NAME, LAYOUT, LAYOUT_NAME, REF_NAME, Store
 from vnfsbuild.store.cas import CHUNK
+from vnfsbuild.store.manifest import MANIFEST, Capsule
 
 _MAX_DOCUMENT = 4 << 20
 _RECORD = 10240  # other writers of tar fill their last record up to this size

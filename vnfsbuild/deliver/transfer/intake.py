@@ -17,8 +17,9 @@ from vnfsbuild.errors import Conflict, NetworkError, NoSpace, NotFound, TrustErr
 from vnfsbuild.host.fs import free_bytes, make_directory
 from vnfsbuild.host.interrupt import resource
 from vnfsbuild.model import Blob, Reference, check_name
-from vnfsbuild.store.capsules import INITRD, KERNEL, LAYER, SBOM, TOC, Capsule, Config, Store, manifest_parts
+from vnfsbuild.store.capsules import Store
 from vnfsbuild.store.cas import digest_of
+from vnfsbuild.store.manifest import INITRD, KERNEL, LAYER, SBOM, TOC, Capsule, Config, manifest_parts
 from vnfsbuild.store.toc import Toc
 
 MAX_CONFIG = 1 << 20

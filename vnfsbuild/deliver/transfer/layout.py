@@ -11,20 +11,8 @@ import json
 import tarfile
 
 from vnfsbuild.model import Blob
-from vnfsbuild.store.capsules import (
-    ARTIFACT,
-    INDEX,
-    INITRD,
-    KERNEL,
-    LAYER,
-    LAYOUT,
-    MANIFEST,
-    REF_NAME,
-    SBOM,
-    TOC,
-    Capsule,
-    manifest_parts,
-)
+from vnfsbuild.store.capsules import INDEX, LAYOUT, REF_NAME
+from vnfsbuild.store.manifest import ARTIFACT, INITRD, KERNEL, LAYER, MANIFEST, SBOM, TOC, Capsule, manifest_parts
 
 BLOCK = tarfile.BLOCKSIZE
 END = bytes(2 * BLOCK)

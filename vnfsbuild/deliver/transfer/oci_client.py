@@ -18,8 +18,8 @@ from vnfsbuild.deliver.transfer.remote import Remote
 from vnfsbuild.deliver.transfer.transport import Http, bare, read_bounded, stream
 from vnfsbuild.errors import NetworkError, NotFound, TrustError, VnfsError
 from vnfsbuild.model import Blob, one_line
-from vnfsbuild.store.capsules import MANIFEST
 from vnfsbuild.store.cas import digest_of
+from vnfsbuild.store.manifest import MANIFEST
 
 MAX_MANIFEST = 4 << 20
 UPLOAD_PIECE = 32 << 20

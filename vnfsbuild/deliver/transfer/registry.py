@@ -23,7 +23,8 @@ from vnfsbuild.errors import NetworkError, NotFound, TrustError, UsageError
 from vnfsbuild.host.fs import space_errors
 from vnfsbuild.model import Blob
 from vnfsbuild.progress import Monitor, Step
-from vnfsbuild.store.capsules import Capsule, Store
+from vnfsbuild.store.capsules import Store
+from vnfsbuild.store.manifest import Capsule
 
 _PARALLEL = 3
 T = TypeVar("T")
