@@ -24,7 +24,7 @@ STEP = 1e-6
 @pytest.fixture(autouse=True)
 def alarm() -> Iterator[None]:
     interrupt.resume()
-    previous = signal.signal(signal.SIGALRM, lambda *_: interrupt.interrupt())
+    previous = signal.signal(signal.SIGALRM, interrupt.interrupt)
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, previous)
@@ -37,10 +37,13 @@ def _swept(job: Callable[[], object], check: Callable[[], object], *, rounds: in
     for number in range(rounds):
         error = None
         try:
+            signal.signal(signal.SIGALRM, interrupt.interrupt)
             signal.setitimer(signal.ITIMER_REAL, STEP + until * number / rounds)
             job()
             signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
         except KeyboardInterrupt as caught:
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
             error = caught  # kept, with all its frames: nothing is closed only because nobody refers to it any more
             hits += 1
         interrupt.close_all()
@@ -229,6 +232,21 @@ def test_the_first_signal_counts_and_others_cut_nothing_short() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def test_a_signal_that_comes_while_an_object_is_removed_is_not_lost() -> None:
+    class Thing:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGALRM)
+
+    def job() -> None:
+        Thing()
+        time.sleep(10)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        job()
+    assert time.monotonic() - began < 5
 
 
 def test_an_error_passes_through_a_resource_as_through_any_context() -> None:

@@ -90,6 +90,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         code = _run(words, as_json=as_json)
         interrupt.finish()
     except (click.Abort, KeyboardInterrupt, Interrupted) as error:
+        interrupt.finish()
         said = error if isinstance(error, Interrupted) else Interrupted(INTERRUPTED)
         left = interrupt.close_all()
         if left:

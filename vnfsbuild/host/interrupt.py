@@ -9,6 +9,7 @@ apart are `held` together. Only the main thread is ever interrupted, and only it
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_MOMENT = 0.005
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -46,23 +48,31 @@ class Interruption:
 
     def __init__(self) -> None:
         self.signal = signal.SIGINT
-        self._heard = False
         for number in _SIGNALS:
             # What nohup, or a shell's &, has us ignore stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._hear)
 
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
-        if not self._heard:  # and not SIG_IGN from now on: what we still start would inherit that
-            self._heard = True
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if not (_state.waiting or _state.interrupted):  # and not SIG_IGN then: what we still start would inherit that
             self.signal = signal.Signals(number)
-            interrupt()
+            interrupt(number, frame)
 
 
-def interrupt() -> None:
-    """Raise KeyboardInterrupt, now or as soon as nothing keeps it off. For signal handlers."""
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, now or as soon as nothing keeps it off. A signal handler."""
+    if _finalizing(frame):
+        # What is raised there is printed and forgotten: the signal shall come again in a moment.
+        threading.Timer(_MOMENT, os.kill, (os.getpid(), number)).start()
+        return
     _state.waiting = True
     _hear()
+
+
+def _finalizing(frame: FrameType | None) -> bool:
+    while frame and frame.f_code.co_name != "__del__":
+        frame = frame.f_back
+    return frame is not None
 
 
 def finish() -> None:
