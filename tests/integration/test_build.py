@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import threading
-import time
-from collections.abc import Iterator
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,16 +13,10 @@ import pytest
 
 import vnfsbuild
 from tests.support.aptrepo import Deb, Signer
-from tests.support.minidistro import INTERRUPT, KILL, RELEASE, Site, mini_site
+from tests.support.minidistro import RELEASE, Site
 from vnfsbuild.config import data_directory
 
 pytestmark = pytest.mark.root
-
-
-@pytest.fixture
-def site(tmp_path: Path, archive_key: Signer) -> Iterator[Site]:
-    with mini_site(tmp_path, archive_key) as made:
-        yield made
 
 
 def listing(site: Site, reference: str = "mini") -> dict[str, str]:
@@ -301,95 +290,12 @@ def test_a_full_disk_is_said_and_loses_nothing(site: Site, which: str) -> None:
     assert site.is_clean()
 
 
-MOMENTS = [
-    "resolve ...",
-    "fetch ...",
-    "bootstrap ...",
-    "unpack ...",
-    "configure ...",
-    "post hooks ...",
-    "pack ...",
-    "publish ...",
-]
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_ctrl_c_at_any_moment_leaves_everything_as_it_was(site: Site, moment: str) -> None:
-    recipe = site.recipe('[[hook]]\nphase = "post"\nscript = "sleep 0.3"')
-    done = site.interrupt("build", recipe, number=INTERRUPT, when=lambda line: moment in line)
-    assert done.returncode in {130, 0} if moment in {"pack ...", "publish ..."} else done.returncode == 130, done.stderr
-    assert len(site.json("list")) == (done.returncode == 0)
-    assert site.is_clean()
-
-
-def test_ctrl_c_between_any_two_moments_is_heard_whole_or_too_late(site: Site) -> None:
-    recipe = site.recipe('[[hook]]\nphase = "post"\nscript = "head -c 100 /dev/urandom > /etc/noise"')
-    began = time.monotonic()
-    site.run("build", recipe)
-    whole = time.monotonic() - began
-    for part in range(2, 16, 2):
-        before = site.run("list", "--json").stdout
-        command = site.command("build", recipe)
-        with subprocess.Popen(command, env=site.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
-            time.sleep(whole * part / 16)
-            job.send_signal(INTERRUPT)
-            said = job.communicate(timeout=60)[1]
-        # Before there is anything to undo it is the kernel that ends it.
-        assert job.returncode in {0, 128 + INTERRUPT, -INTERRUPT}, said
-        assert (site.run("list", "--json").stdout != before) == (job.returncode == 0)
-        assert site.is_clean()
-
-
-def test_ctrl_c_does_not_wait_for_a_mirror_that_went_silent(site: Site) -> None:
-    recipe = site.recipe()
-    site.run("lock", recipe)
-    site.mirror.stall |= {f"/{path.relative_to(site.mirror.root)}" for path in site.mirror.root.rglob("*.deb")}
-    began = time.monotonic()
-    done = site.interrupt("build", recipe, "--locked", number=INTERRUPT, when=lambda line: "bootstrap ..." in line)
-    assert done.returncode == 130
-    assert time.monotonic() - began < 25  # a server may be silent for 30 s, four times, before it counts as gone
-    assert site.is_clean()
-
-
 def test_what_was_built_before_an_error_is_told_with_it(site: Site) -> None:
     good, bad = site.recipe(name="good"), site.recipe(include='"no-such-package"', name="bad")
     said = site.json("build", good, bad, code=1)
     assert [item["reference"] for item in said["done"]] == ["good:1"]  # type: ignore[attr-defined]
     assert "no-such-package" in said["error"]["message"]  # type: ignore[index]
     assert "done" not in site.json("build", bad, good, code=1)
-
-
-def test_ctrl_c_between_two_recipes_leaves_and_tells_the_first(site: Site) -> None:
-    first, second = site.recipe(name="first"), site.recipe(name="second")
-    job = subprocess.Popen(
-        site.command("build", first, second, "--json", "--progress", "plain"),
-        env=site.environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    with job:
-        assert job.stderr
-        for line in job.stderr:
-            if b"publish: done" in line:
-                job.send_signal(INTERRUPT)
-                break
-        job.stderr.read()
-        assert job.stdout
-        said = json.loads(job.stdout.read())
-    assert job.returncode == 130
-    assert [item["reference"] for item in said["done"]] == ["first:1"]
-    assert said["error"]["ref"] == "interrupted"
-    assert [item["name"] for item in site.json("list")] == ["first"]
-    assert site.is_clean()
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_kill_9_at_any_moment_leaves_the_old_state_and_the_next_run_cleans_up(site: Site, moment: str) -> None:
-    recipe = site.recipe('[[hook]]\nphase = "post"\nscript = "sleep 0.3"')
-    site.interrupt("build", recipe, number=KILL, when=lambda line: moment in line)
-    site.run("verify")
-    assert site.json("build", recipe)["reference"] == "mini:1"
-    assert not site.leftovers()
 
 
 def test_two_builds_at_once_both_publish(site: Site) -> None:
@@ -472,16 +378,6 @@ def test_errors_can_be_read_by_a_machine(site: Site) -> None:
     assert answer["error"]["ref"] == "not-found"  # type: ignore[index]
 
 
-def test_the_scratch_directory_of_a_killed_build_waits_for_nobody(site: Site) -> None:
-    recipe = site.recipe('[[hook]]\nphase = "post"\nscript = "sleep 30"')
-    began = time.monotonic()
-    site.interrupt("build", recipe, number=KILL, when=lambda line: "post hooks ..." in line)
-    assert time.monotonic() - began < 20, "the hook died with the build"
-    assert list((site.place / "work").iterdir())
-    site.json("build", site.recipe(name="other"))
-    assert list((site.place / "work").iterdir()) == []
-
-
 def test_a_tag_is_given_to_the_version_that_is_there_when_nothing_changed(site: Site) -> None:
     path = site.recipe()
     site.publish()
@@ -496,15 +392,6 @@ def test_several_recipes_are_answered_by_one_json_document(site: Site) -> None:
     site.publish()
     answer = site.json("build", site.recipe(), site.recipe(name="other"))
     assert [report["reference"] for report in answer] == ["mini:1", "other:1"]  # type: ignore[index]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_build_that_is_told_to_end_cleans_up(site: Site, number: int) -> None:
-    site.publish()
-    done = site.interrupt("build", site.recipe(), number=number, when=lambda line: "unpack ..." in line)
-    assert done.returncode == 128 + number
-    assert "Traceback" not in done.stderr
-    assert site.is_clean()
 
 
 def test_the_lock_of_an_installed_recipe_lies_in_the_store(site: Site, tmp_path: Path) -> None:
@@ -535,32 +422,3 @@ def test_a_lock_that_cannot_be_written_is_an_error_and_a_build_goes_on_without(s
         assert "holds for this run" in site.run("build", place / "mini.toml").stderr
     finally:
         subprocess.run(["umount", place], check=True)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_command_inside_a_capsule_ends_with_what_ends_vnfs(site: Site, number: int) -> None:
-    site.publish()
-    site.run("build", site.recipe())
-    site.run("mount", "mini", "--at", site.place / "at")
-    process = subprocess.Popen(
-        site.command("shell", "mini", "--", "sh", "-c", "echo ready; while :; do :; done"),
-        env=site.environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        assert process.stdout
-        assert process.stdout.readline() == b"ready\n"
-        # Ctrl-C goes to the whole foreground group, the others to vnfs alone.
-        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        assert process.wait(10) == (-number if number == signal.SIGKILL else 128 + number)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 5
-    while any("process" in item for item in site.leftovers()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    site.run("close", "mini", "--yes")
-    assert not (site.place / "at").exists()
