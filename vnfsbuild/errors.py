@@ -25,8 +25,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 
-INTERRUPTED = "interrupted; nothing is left half done"
-
 
 class VnfsError(Exception):
     """Something the user can act on.
@@ -108,6 +106,7 @@ class NoSpace(HostError):
     """A file system is full, or would be."""
 
     ref = "no-space"
+    FREE_SOME = "free some, or point VNFS_STORE, VNFS_CACHE or VNFS_WORK elsewhere"
 
 
 class CommandFailed(VnfsError):
@@ -164,3 +163,6 @@ class Interrupted(VnfsError):
 
     ref = "interrupted"
     exit_code = 130
+
+    def __init__(self, message: str = "interrupted; nothing is left half done", hint: str = "") -> None:
+        super().__init__(message, hint)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.boot import Key, make_key, provenance, ssh
+from tests.support.program import VNFS
 from vnfsbuild.model import Reference
 from vnfsbuild.serve.qemu import Guest, Hardware, booted
 from vnfsbuild.store.capsules import Store
@@ -39,7 +39,7 @@ class Job:
 
     def vnfs(self, *words: str | Path, code: int = 0) -> str:
         env = os.environ | {f"VNFS_{name.upper()}": str(self.place / name) for name in ("store", "cache", "work")}
-        argv = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()", *map(str, words)]
+        argv = [*VNFS, *map(str, words)]
         done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
         assert done.returncode == code, f"answered {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return done.stdout

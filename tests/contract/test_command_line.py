@@ -16,10 +16,9 @@ import click
 import pytest
 
 from tests.support.capsules import make_capsule
+from tests.support.program import VNFS
 from vnfsbuild.cli.main import COMMANDS, vnfs
 from vnfsbuild.store.capsules import Store
-
-VNFS = [sys.executable, "-c", "from vnfsbuild.cli.__main__ import program; program()"]
 
 
 def run(*words: str | Path, store: Path | None = None) -> subprocess.CompletedProcess[str]:

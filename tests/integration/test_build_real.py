@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.program import VNFS
 
 pytestmark = [pytest.mark.root, pytest.mark.network]
 
@@ -19,7 +20,7 @@ def test_debian_13_builds_by_a_row_and_a_base_recipe_alone(tmp_path: Path) -> No
     env = os.environ | {f"VNFS_{name.upper()}": str(tmp_path / name) for name in ("store", "cache", "work")}
     recipe = tmp_path / "thirteen.toml"
     recipe.write_text(f'extends = ["{RECIPES / "base/debian-13.toml"}"]\n')
-    argv = [sys.executable, "-c", "from vnfsbuild.cli.main import main; main()", "build", recipe, "--json"]
+    argv = [*VNFS, "build", recipe, "--json"]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vnfsbuild.cli.common import App, amount, command, identity
-from vnfsbuild.errors import INTERRUPTED, Interrupted, NotFound, RecipeError, VnfsError
+from vnfsbuild.errors import Interrupted, NotFound, RecipeError, VnfsError
 
 if TYPE_CHECKING:
     from vnfsbuild.lockfile import Lock
@@ -121,10 +121,13 @@ def build_command(
             records.append(_record(report))
             if not app.json:
                 app.emit(None, _text(report))
-    except (VnfsError, KeyboardInterrupt) as error:
-        told = error if isinstance(error, VnfsError) else Interrupted(INTERRUPTED)
-        told.done = records
-        raise told from error
+    except KeyboardInterrupt:
+        interruption = Interrupted()
+        interruption.done = records
+        raise interruption from None
+    except VnfsError as error:
+        error.done = records
+        raise
     if app.json:
         app.emit(records[0] if len(records) == 1 else records)
 

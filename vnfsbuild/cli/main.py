@@ -18,10 +18,8 @@ import click
 
 from vnfsbuild import __version__
 from vnfsbuild.cli.common import App, error_record, printable
-from vnfsbuild.errors import INTERRUPTED, HostError, Interrupted, NoSpace, UsageError, VnfsError
+from vnfsbuild.errors import HostError, Interrupted, NoSpace, UsageError, VnfsError
 from vnfsbuild.host import interrupt
-
-SPACE_HINT = "free some, or point VNFS_STORE, VNFS_CACHE or VNFS_WORK elsewhere"
 
 # Command to (module, one line of help). The function in the module has the command's name.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -91,7 +89,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         interrupt.finish()
     except (click.Abort, KeyboardInterrupt, Interrupted) as error:
         interrupt.finish()
-        said = error if isinstance(error, Interrupted) else Interrupted(INTERRUPTED)
+        said = error if isinstance(error, Interrupted) else Interrupted()
         left = interrupt.close_all()
         if left:
             said.message += f", but for this: {left}"
@@ -140,7 +138,7 @@ def _explained(error: OSError) -> VnfsError:
     """What the kernel refused, in a sentence that names the file."""
     where = f" {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes | os.PathLike) else ""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return NoSpace(f"no space left on the device{f' of{where}' if where else ''}", SPACE_HINT)
+        return NoSpace(f"no space left on the device{f' of{where}' if where else ''}", NoSpace.FREE_SOME)
     if error.errno in {errno.EACCES, errno.EPERM}:
         return HostError(f"may not use{where or ' what it needs'}", "run it as root, or as the owner of that file")
     said = error.strerror or str(error) or type(error).__name__

@@ -243,7 +243,7 @@ def space_errors(path: Path) -> Iterator[None]:
             raise
         raise NoSpace(
             f"no space left where {path} lies",
-            "free some, or point VNFS_STORE, VNFS_CACHE or VNFS_WORK elsewhere",
+            NoSpace.FREE_SOME,
         ) from error
 
 

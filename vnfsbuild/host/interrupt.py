@@ -25,7 +25,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _State:
-    """Of the main thread: what keeps signals off, whether one came meanwhile, and the resources in use."""
+    """Of the main thread: what keeps signals off, whether one came meanwhile, the resources in use, and what went wrong
+    with undoing those that a signal kept from it."""
 
     def __init__(self) -> None:
         self.holds = 0
@@ -33,6 +34,7 @@ class _State:
         self.waiting = False
         self.interrupted = False
         self.open: list[_Resource[Any]] = []
+        self.errors: list[Exception] = []
 
 
 _state = _State()
@@ -148,21 +150,20 @@ class _Resource(Generic[T]):
                 _state.open.remove(self)
             return self._inner.__exit__(kind, error, trace)
 
-    def abandon(self) -> Exception | None:
-        """End it for the signal that kept it from being ended; what went wrong with that is returned."""
+    def abandon(self) -> None:
+        """End it for the signal that kept it from being ended."""
         try:
             self.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
         except KeyboardInterrupt:
-            return None
+            pass
         except Exception as error:
-            return error
-        return None
+            _state.errors.append(error)
 
 
 def close_all() -> Exception | None:
     """Undo what a signal kept from being undone, and return the first error. For when everything is unwound."""
-    errors = []
     while _state.open:
-        errors.append(_state.open[-1].abandon())
+        _state.open[-1].abandon()
+    errors, _state.errors = _state.errors, []
     _state.interrupted = False
-    return next(filter(None, errors), None)
+    return errors[0] if errors else None

@@ -72,7 +72,7 @@ class Supply:
     def running(self, download: Download, monitor: Monitor) -> Iterator[Supply]:
         """Fetch and uncompress in the background while the context lasts. Leaving it early stops both."""
         crew = range(os.cpu_count() or 1)
-        # Daemons: an interrupt that strikes between two lines here must not leave the program waiting for them.
+        # Daemons: a program that ends without leaving the context does not wait for them.
         threads = [threading.Thread(target=self._guarded, args=(self._fetch, download, monitor), daemon=True)]
         threads += [threading.Thread(target=self._guarded, args=(self._work,), daemon=True) for _ in crew]
         try:
