@@ -1,4 +1,5 @@
-"""The one tree of errors. The library raises them; only the command line turns them into text and an exit code.
+"""The one tree of errors, and what their hints share. The library raises them; only the command line turns them into
+text and an exit code.
 
 VnfsError
 ├── UsageError            the caller asked for something that cannot be (exit 2)
@@ -23,7 +24,7 @@ VnfsError
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class VnfsError(Exception):
@@ -166,3 +167,11 @@ class Interrupted(VnfsError):
 
     def __init__(self, message: str = "interrupted; nothing is left half done", hint: str = "") -> None:
         super().__init__(message, hint)
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """A hint for a word that is not `known`: the nearest one that is, else `otherwise`."""
+    import difflib  # noqa: PLC0415  (only a mistake should take the time)
+
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"did you mean {near[0]}?" if near else otherwise

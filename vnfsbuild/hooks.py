@@ -7,7 +7,6 @@ is an error before anything is built.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import tomllib
@@ -15,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vnfsbuild.errors import CommandFailed, HookFailed, NotFound, RecipeError
+from vnfsbuild.errors import CommandFailed, HookFailed, NotFound, RecipeError, did_you_mean
 from vnfsbuild.host.sandbox import Bind, run_in
 from vnfsbuild.progress import Step
 from vnfsbuild.recipe import Hook, Phase
@@ -60,8 +59,7 @@ def _find(hook: Hook, number: int, recipe: Path, places: Sequence[Path], scratch
     program = next((path for path in candidates if path.is_file()), Path())
     if program == Path():
         known = sorted({path.name for place in places if place.is_dir() for path in place.iterdir() if not path.suffix})
-        near = difflib.get_close_matches(hook.run, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"hooks here: {', '.join(known) or 'none'}"
+        hint = did_you_mean(hook.run, known, f"hooks here: {', '.join(known) or 'none'}")
         raise NotFound(f"{recipe}: there is no hook {hook.run}", hint)
     if not os.access(program, os.X_OK):
         raise RecipeError(f"{recipe}: the hook {program} is not executable", f"chmod +x {program}")

@@ -137,6 +137,15 @@ def test_help_answers_at_once() -> None:
     assert min(took) < 0.5
 
 
+@pytest.mark.parametrize(
+    ("word", "hint"), [("mout", "did you mean mount?"), ("buidl", "did you mean build?"), ("xyzzy", "vnfs --help")]
+)
+def test_a_mistyped_command_is_answered_with_the_nearest(word: str, hint: str) -> None:
+    done = run(word)
+    assert done.returncode == 2
+    assert f"No such command '{word}': {hint}" in done.stderr
+
+
 # words, exit code, the word in the error
 WRONG = [
     (["show"], 2, "usage"),

@@ -18,7 +18,7 @@ import click
 
 from vnfsbuild import __version__
 from vnfsbuild.cli.common import App, error_record, printable
-from vnfsbuild.errors import HostError, Interrupted, NoSpace, UsageError, VnfsError
+from vnfsbuild.errors import HostError, Interrupted, NoSpace, UsageError, VnfsError, did_you_mean
 from vnfsbuild.host import interrupt
 
 # Command to (module, one line of help). The function in the module has the command's name.
@@ -60,6 +60,14 @@ class Table(click.Group):
         module = importlib.import_module(f"vnfsbuild.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, f"{cmd_name}_command")
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in COMMANDS and not args[0].startswith("-") and not ctx.resilient_parsing:
+            hint = did_you_mean(args[0], COMMANDS, "vnfs --help lists them")
+            raise click.UsageError(f"No such command {args[0]!r}: {hint}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import tomllib
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from enum import StrEnum
 from importlib import resources
 from typing import Any
 
-from vnfsbuild.errors import UsageError
+from vnfsbuild.errors import UsageError, did_you_mean
 
 
 class MergedUsr(StrEnum):
@@ -61,7 +60,7 @@ def family_of(distro: str) -> str:
     """The family that handles `distro`. Raises UsageError naming the nearest that is known."""
     table = _table()
     if distro not in table:
-        raise UsageError(f"unknown distribution {distro}", _nearest(distro, table))
+        raise UsageError(f"unknown distribution {distro}", did_you_mean(distro, table, _known(table)))
     return str(table[distro]["family"])
 
 
@@ -72,7 +71,7 @@ def release(distro: str, suite: str) -> Release:
     suites = record.pop("suites")
     name = suite if suite in suites else next((key for key in suites if suites[key]["version"] == suite), "")
     if not name:
-        raise UsageError(f"unknown suite {suite} of {distro}", _nearest(suite, suites))
+        raise UsageError(f"unknown suite {suite} of {distro}", did_you_mean(suite, suites, _known(suites)))
     row = record | suites[name]
     row |= {
         "archives": tuple(row["archives"].items()),
@@ -88,6 +87,5 @@ def releases() -> tuple[Release, ...]:
     return tuple(release(distro, suite) for distro, record in _table().items() for suite in record["suites"])
 
 
-def _nearest(word: str, known: Mapping[str, object]) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+def _known(words: Mapping[str, object]) -> str:
+    return f"known: {', '.join(words)}"

@@ -6,7 +6,6 @@ points out of it leads nowhere.
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import io
 import lzma
@@ -19,7 +18,7 @@ from typing import IO
 
 import zstandard
 
-from vnfsbuild.errors import HostError, NotFound, VnfsError
+from vnfsbuild.errors import HostError, NotFound, VnfsError, did_you_mean
 from vnfsbuild.host.fs import resolve_in
 
 _MAX_FILE = 256 << 20
@@ -147,8 +146,7 @@ class ModuleTree:
 
     def nearest(self, name: str) -> str:
         """A hint for a module that does not exist."""
-        near = difflib.get_close_matches(name.replace("-", "_"), self.names, n=1)
-        return f"did you mean {near[0]}?" if near else "see lib/modules in the root"
+        return did_you_mean(name.replace("-", "_"), self.names, "see lib/modules in the root")
 
 
 def _aliases(text: str) -> Iterator[tuple[str, str]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vnfsbuild.errors import RecipeError, UsageError
+from vnfsbuild.errors import RecipeError, UsageError, did_you_mean
 from vnfsbuild.model import check_name
 from vnfsbuild.recipe.words import Phase
 
@@ -45,8 +44,7 @@ def _check_types(value: Any, schema: Any, path: Path, text: str, keys: tuple[str
             raise RecipeError(f"{where}: {label} must be a table, not {_kind(value)}")
         for key, inner in value.items():
             if key not in schema and "*" not in schema:
-                near = difflib.get_close_matches(key, schema, 1)
-                hint = f"did you mean {near[0]}?" if near else f"keys here: {', '.join(schema)}"
+                hint = did_you_mean(key, schema, f"keys here: {', '.join(schema)}")
                 line = line_of(text, (*keys, key), nth)
                 raise RecipeError(f"{path}:{line}: unknown key {'.'.join((*keys, key))}", hint)
             _check_types(inner, schema.get(key, schema.get("*")), path, text, (*keys, key), nth)
@@ -108,8 +106,8 @@ def check_removals(own: Mapping[str, Any], under: Any, path: Path, text: str, ke
             check_removals(value, old, path, text, (*keys, key))
         for item in value if isinstance(value, list) else ():
             if isinstance(item, str) and item.startswith("-") and item[1:] not in old:
-                near = difflib.get_close_matches(item[1:], old, 1)
-                hint = f"did you mean -{near[0]}?" if near else "nothing that it extends puts it there"
+                there = [f"-{word}" for word in old]
+                hint = did_you_mean(item, there, "nothing that it extends puts it there")
                 label = ".".join((*keys, key))
                 raise RecipeError(f"{path}:{line_of(text, (*keys, key))}: {label} has no {item[1:]} to take out", hint)
 
